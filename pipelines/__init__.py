@@ -1,0 +1,1 @@
+"""Stages: argument -> config -> library call -> manifest."""

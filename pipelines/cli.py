@@ -1,0 +1,164 @@
+"""Command line. Stages are imported when they run, so that `userrep pull` starts without torch and ray."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.config import JobConfig
+    from pipelines.job import Job
+
+app = typer.Typer(
+    help="Events in, versioned user embedding tables out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")]
+WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where tables, runs and the report go. Rerunning continues there.")]
+DataOption = Annotated[Path | None, typer.Option("--data", "-d", help="Path of the raw data, for sources that read files.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's and MLflow's own messages.")]
+UriOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the one of --workdir.")]
+
+STAGE_HELP = {
+    "ingest": "Read raw events into validated, self-contained shards.",
+    "tokenize": "Turn item texts of the shards into token ids.",
+    "pretrain": "Train the user encoder by contrasting users' views; resumes where it stopped.",
+    "evaluate": "Measure retrieval on held-out users, against baselines.",
+    "embed": "Encode every user into the embedding table.",
+    "publish": "Register the table as a new version and move its alias.",
+}
+
+
+def _stage_command(stage: str) -> None:
+    def command(
+        config: ConfigOption = "demo",
+        workdir: WorkdirOption = Path("work"),
+        data: DataOption = None,
+        overrides: SetOption = None,
+        verbose: VerboseOption = False,
+    ) -> None:
+        from pipelines.run import run_stage
+
+        run_stage(_job(config, workdir, data, overrides, verbose), stage)
+
+    app.command(stage, help=STAGE_HELP[stage])(command)
+
+
+for _stage in STAGE_HELP:
+    _stage_command(_stage)
+
+
+@app.command()
+def run(
+    config: ConfigOption = "demo",
+    workdir: WorkdirOption = Path("work"),
+    data: DataOption = None,
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved config and what would run, then stop.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run all stages in order, skip what is complete and unchanged, write summary.json and report.html."""
+    job = _job(config, workdir, data, overrides, verbose)
+    from pipelines import run as main_job
+
+    if dry_run:
+        _print(job.config.model_dump(mode="json"))
+        for stage, state in job.plan(list(main_job.STAGES)):
+            job.console.say(f"{stage}: {state}")
+        return
+    summary = main_job.run(job)
+    _print(summary)
+    job.console.say(f"report: {job.workdir / 'report.html'}")
+
+
+@app.command()
+def pull(
+    reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME@v12 or NAME/12.")],
+    to: Annotated[Path, typer.Option("--to", help="Directory of the table; default: its name.")] = Path(),
+    workdir: WorkdirOption = Path("work"),
+    tracking_uri: UriOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Download a published table, verify every file, and print what it is. Needs neither torch nor ray."""
+    from userrep.publishing.client import pull as pull_table
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
+    target = to if to != Path() else Path(reference.replace("@", "/").split("/")[0])
+    table = pull_table(reference, target, tracking_uri=uri, verbose=verbose)
+    _print({"directory": str(table.directory), **table.manifest.facts})
+
+
+@app.command("show-config")
+def show_config(
+    config: ConfigOption = "demo",
+    data: DataOption = None,
+    overrides: SetOption = None,
+    list_names: Annotated[bool, typer.Option("--list", help="List the named configs with what they are for.")] = False,
+) -> None:
+    """Print a resolved config as YAML, ready to be edited and given to --config."""
+    import yaml
+
+    from pipelines.experiments.catalog import describe_configs
+
+    if list_names:
+        for name, description in describe_configs().items():
+            sys.stdout.write(f"{name:12} {description}\n")
+        return
+    sys.stdout.write(yaml.safe_dump(_config(config, data, overrides).model_dump(mode="json"), sort_keys=False))
+
+
+@app.command()
+def doctor(workdir: WorkdirOption = Path("work"), tracking_uri: UriOption = None) -> None:
+    """Check versions, cores, memory, ports, storage, MLflow and Ray; say what to do about each problem."""
+    from pipelines.doctor import diagnose
+
+    findings = diagnose(workdir, tracking_uri)
+    for finding in findings:
+        sys.stdout.write(f"{finding.level:5} {finding.what}: {finding.detail}\n")
+    if any(finding.level == "FAIL" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends with one clear message, not with a traceback."""
+    from userrep.config import ConfigError
+
+    try:
+        app()
+    except (ConfigError, ValueError) as error:
+        if "--verbose" in sys.argv or "-v" in sys.argv:
+            raise
+        sys.stderr.write(f"userrep: {error}\n")
+        raise SystemExit(1) from error
+
+
+def _config(config: str, data: Path | None, overrides: list[str] | None) -> "JobConfig":
+    from pipelines.experiments.catalog import load_config
+
+    return load_config(config, data, overrides or [])
+
+
+def _job(config: str, workdir: Path, data: Path | None, overrides: list[str] | None, verbose: bool) -> "Job":
+    from pipelines.console import Console
+    from pipelines.job import Job
+    from pipelines.mlflow_store import quiet_mlflow
+
+    job = Job(_config(config, data, overrides), workdir.resolve(), Console(verbose))
+    if not verbose:
+        quiet_mlflow()
+    return job
+
+
+def _print(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

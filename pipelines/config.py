@@ -1,0 +1,62 @@
+"""The complete config of the main job."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+
+from userrep.config import Config, ConfigError
+from userrep.data.ingest import IngestConfig
+from userrep.data.sources.catalog import SourceConfig
+from userrep.data.sources.synthetic import SyntheticSource
+from userrep.data.tokenizer import TokenizeConfig
+from userrep.training.loop import PretrainConfig, WorkersConfig
+
+
+class EvaluateConfig(Config):
+    """Retrieval on held-out users, against baselines."""
+
+    pool_size: int = Field(1000, ge=2)  # test users; fewer when the split has fewer
+    bag_of_tokens_steps: int = Field(1500, ge=0)  # about a minute on 2 cores at 512 users per step
+    bag_of_tokens_dim: int = Field(128, ge=1)
+    num_idf_histories: int = Field(50_000, ge=1)  # training histories from which document frequencies are counted
+
+
+class EmbedConfig(Config):
+    """The published table."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class PublishConfig(Config):
+    """Name under which the table is found."""
+
+    name: str = Field("user_embeddings", pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    alias: str = Field("champion", pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    experiment: str = "userrep"
+
+
+class JobConfig(Config):
+    """Everything that `userrep run` does, stage by stage."""
+
+    name: str = "userrep"
+    source: SourceConfig = SyntheticSource()
+    ingest: IngestConfig = IngestConfig()
+    tokenize: TokenizeConfig = TokenizeConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    workers: WorkersConfig = WorkersConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    embed: EmbedConfig = EmbedConfig()
+    publish: PublishConfig = PublishConfig()
+
+    def with_data(self, path: Path) -> Self:
+        """Points the source to a path on this machine.
+
+        Raises:
+            ConfigError: the source takes no path, or the path does not exist.
+        """
+        if "path" not in type(self.source).model_fields:
+            raise ConfigError(f"--data is given, but source {self.source.kind!r} generates its data: use another --config")
+        if not path.exists():
+            raise ConfigError(f"--data {path} does not exist")
+        return self.with_overrides([f"source.path={path.resolve()}"])

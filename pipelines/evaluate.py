@@ -1,0 +1,67 @@
+"""Stage `evaluate`: the encoder against baselines, on the same held-out users and candidates -> `evaluation/`."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from pipelines import pretrain, tokenize
+from pipelines.job import Draft, Job
+from userrep.data.pool import Pool, load_pool
+from userrep.data.sources.oracle import History, oracle_scores
+from userrep.data.sources.synthetic import SyntheticSource
+from userrep.evaluation.baselines import popularity_scores, random_scores, tfidf_scores
+from userrep.evaluation.ranking import retrieval_metrics
+from userrep.inference import load_encoder
+from userrep.training.bag_of_tokens import train_bag_of_tokens
+from userrep.training.validation import encode_pool
+
+TABLE = "evaluation"
+RESULTS = "retrieval.json"
+
+
+def run(job: Job) -> None:
+    """Runs the stage."""
+    config = job.config.evaluate
+
+    def write(draft: Draft) -> None:
+        shards = job.path(tokenize.TABLE)
+        facts = job.manifest(tokenize.TABLE).facts
+        pool = load_pool(shards, facts["shards"], job.config.pretrain.views, "test", config.pool_size)
+        results: dict[str, dict[str, float]] = {}
+        results["encoder"] = _vectors_metrics(*encode_pool(load_encoder(job.path(pretrain.TABLE)), pool))
+        results["random"] = retrieval_metrics(random_scores(len(pool)))
+        results["popularity"] = retrieval_metrics(popularity_scores(pool, shards, facts["shards"]))
+        results["tfidf"] = retrieval_metrics(
+            tfidf_scores(pool, shards, facts["shards"], facts["vocab_size"], config.num_idf_histories)
+        )
+        if config.bag_of_tokens_steps:
+            with job.console.progress("evaluate: bag of tokens", "users") as advance:
+                bag = train_bag_of_tokens(
+                    shards, job.config.pretrain, config.bag_of_tokens_steps, config.bag_of_tokens_dim, advance
+                )
+            results["bag_of_tokens"] = _vectors_metrics(*encode_pool(bag, pool))
+        if isinstance(job.config.source, SyntheticSource):
+            results["oracle"] = _oracle_metrics(job.config.source, pool)
+        (draft.directory / RESULTS).write_text(json.dumps(results, indent=1))
+        draft.commit("evaluation", {"rows": len(pool), "pool": len(pool), "views": pool_description(job), **results})
+
+    resolved: dict[str, Any] = {"evaluate": config.model_dump(mode="json"), "pretrain": job.config.pretrain.model_dump(mode="json")}
+    job.run_stage("evaluate", TABLE, resolved, (tokenize.TABLE, pretrain.TABLE), write)
+
+
+def pool_description(job: Job) -> str:
+    """What is retrieved, in words."""
+    if job.config.pretrain.views.kinds[0] == "time":
+        return "the later half of a user's history, given the earlier half (and the reverse)"
+    return "a user's history in one service, given that in another (and the reverse)"
+
+
+def _vectors_metrics(anchor_PD: np.ndarray, positive_PD: np.ndarray) -> dict[str, float]:
+    return retrieval_metrics(anchor_PD @ positive_PD.T)
+
+
+def _oracle_metrics(source: SyntheticSource, pool: Pool) -> dict[str, float]:
+    anchors, positives = ([History(*events) for events in view] for view in pool.view_events())
+    users = pool.user_ids()
+    return retrieval_metrics(oracle_scores(source, users, positives), oracle_scores(source, users, anchors))

@@ -1,0 +1,70 @@
+"""Runs on public data sets, read from a path on this machine."""
+
+from pipelines.config import JobConfig
+from userrep.data.sources.parquet import ParquetSource
+from userrep.data.split import SplitConfig
+from userrep.data.ingest import IngestConfig
+from userrep.data.views import ViewConfig
+from userrep.models.clue import ClueConfig
+from userrep.training.loop import PretrainConfig
+
+DATA = "data"  # replaced by --data
+
+
+def parquet() -> JobConfig:
+    """Any data set of events.parquet and items.parquet, with views by time; give its folder with --data."""
+    return JobConfig(
+        name="parquet",
+        source=ParquetSource(path=DATA),
+        pretrain=PretrainConfig(views=ViewConfig(kinds=("time",), keep_event=0.8), num_steps=500),
+    )
+
+
+def yelp2019() -> JobConfig:
+    """Yelp reviews of 2019: a user's restaurants against the same user's shops and services.
+
+    Command: `userrep run --config yelp2019 --data PATH/yelp2019 --workdir DIR`.
+    """
+    return JobConfig(
+        name="yelp2019",
+        source=ParquetSource(path=DATA, text_columns=["title", "categories"]),
+        pretrain=PretrainConfig(
+            model=ClueConfig(dim=64, max_events=16),
+            views=ViewConfig(kinds=("service", "time"), max_events=16, keep_event=0.7),
+            num_steps=1000,
+        ),
+    )
+
+
+def amazon2014() -> JobConfig:
+    """Amazon reviews of beauty, sports and toys: the earlier half of a user's purchases against the later half.
+
+    Command: `userrep run --config amazon2014 --data PATH/amazon2014_beauty_sports_toys --workdir DIR`.
+    """
+    return JobConfig(
+        name="amazon2014",
+        source=ParquetSource(path=DATA, text_columns=["title|keywords", "categories", "brand"]),
+        pretrain=PretrainConfig(
+            model=ClueConfig(dim=128, max_events=16),
+            views=ViewConfig(kinds=("time",), max_events=16, keep_event=0.8),
+            num_steps=1000,
+        ),
+    )
+
+
+def ml1m() -> JobConfig:
+    """MovieLens 1M: the earlier half of a user's ratings against the later half.
+
+    Command: `userrep run --config ml1m --data PATH/ml1m_users1_2999 --workdir DIR`.
+    """
+    return JobConfig(
+        name="ml1m",
+        source=ParquetSource(path=DATA, text_columns=["title", "year", "genres"]),
+        ingest=IngestConfig(row_group_size=256, split=SplitConfig(validation=0.1, test=0.1)),
+        pretrain=PretrainConfig(
+            model=ClueConfig(dim=64),
+            views=ViewConfig(kinds=("time",), keep_event=0.5),
+            global_batch_size=256,
+            num_steps=300,
+        ),
+    )

@@ -1,0 +1,48 @@
+"""Runs on the embedded synthetic world."""
+
+from pipelines.config import EvaluateConfig, JobConfig
+from userrep.data.ingest import IngestConfig
+from userrep.data.sources.synthetic import SyntheticSource
+from userrep.data.tokenizer import TokenizeConfig
+from userrep.data.views import ViewConfig
+from userrep.models.clue import ClueConfig
+from userrep.training.loop import PretrainConfig
+
+
+def demo() -> JobConfig:
+    """The main job on 20,000 synthetic users of a search engine and a shop.
+
+    Command: `make demo`, or `userrep run --config demo --workdir DIR`.
+    """
+    return JobConfig(
+        name="demo",
+        source=SyntheticSource(),
+        pretrain=PretrainConfig(
+            model=ClueConfig(dim=64, max_events=32),
+            views=ViewConfig(kinds=("service",), max_events=32),
+            num_steps=200,
+        ),
+        evaluate=EvaluateConfig(bag_of_tokens_steps=600),
+    )
+
+
+def smoke() -> JobConfig:
+    """Every stage in about a minute, to see that an installation works; its figures mean nothing.
+
+    Command: `userrep run --config smoke --workdir DIR`.
+    """
+    return JobConfig(
+        name="smoke",
+        source=SyntheticSource(num_users=1500),
+        ingest=IngestConfig(num_shards=4, row_group_size=256),
+        tokenize=TokenizeConfig(vocab_size=1024),
+        pretrain=PretrainConfig(
+            model=ClueConfig(dim=16, num_heads=2, max_events=16),
+            views=ViewConfig(kinds=("service",), max_events=16),
+            global_batch_size=128,
+            num_steps=20,
+            validate_every=10,
+            pool_size=100,
+        ),
+        evaluate=EvaluateConfig(pool_size=100, bag_of_tokens_steps=20, bag_of_tokens_dim=16),
+    )

@@ -1,0 +1,54 @@
+"""Stage `ingest`: raw data of a source -> `ingest/`, shards with item texts."""
+
+import shutil
+
+from pipelines.job import Draft, Job
+from userrep.data.ingest import TooManyBadRecordsError, assemble_shards, check_bad_fraction, parse_source
+from userrep.data.parse import QUARANTINE, SPILL
+
+TABLE = "ingest"
+
+
+def run(job: Job) -> None:
+    """Runs the stage."""
+    config, source = job.config.ingest, job.config.source
+
+    def write(draft: Draft) -> None:
+        services = source.services()
+        try:
+            with job.console.progress("ingest: reading", "records") as advance:
+                counts = parse_source(source, config.num_shards, draft.directory, advance)
+            check_bad_fraction(counts, config.max_bad_fraction, job.path("quarantine"))
+            with job.console.progress("ingest: building shards", "events") as advance:
+                shards = assemble_shards(services, config, draft.directory, advance)
+            counts["events"]["rejected"] += sum(shard["unknown_items"] for shard in shards)
+            check_bad_fraction(counts, config.max_bad_fraction, job.path("quarantine"))
+        except TooManyBadRecordsError:
+            _keep_quarantine(job, draft)
+            raise
+        shutil.rmtree(draft.directory / SPILL, ignore_errors=True)
+        rejected = sum(count["rejected"] for count in counts.values())
+        if rejected:
+            job.console.say(f"ingest: {rejected:,} bad records, see {job.path(TABLE) / QUARANTINE}")
+        draft.commit(
+            "shards_text",
+            {
+                "rows": sum(shard["events"] for shard in shards),
+                "users": sum(shard["users"] for shard in shards),
+                "duplicates": sum(shard["duplicates"] for shard in shards),
+                "services": services,
+                "counts": counts,
+                "shards": shards,
+            },
+        )
+
+    resolved = {"source": source.model_dump(mode="json"), "ingest": config.model_dump(mode="json")}
+    job.run_stage("ingest", TABLE, resolved, (), write)
+
+
+def _keep_quarantine(job: Job, draft: Draft) -> None:
+    """The failed table goes, its rejected records stay for the user to read."""
+    kept = job.path("quarantine")
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.move(draft.directory / QUARANTINE, kept)
+    shutil.rmtree(draft.directory)

@@ -1,0 +1,124 @@
+"""A job: a config, a working directory, and the stages that were run in it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import JobConfig
+from pipelines.console import Console
+from userrep.manifest import (
+    FileEntry,
+    IncompleteTableError,
+    Manifest,
+    describe_file,
+    read_manifest,
+    staged_directory,
+    write_manifest,
+)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage did. `seconds` and `rows` of a skipped stage are those of the run that made its table."""
+
+    stage: str
+    seconds: float
+    rows: int
+    is_skipped: bool
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A table that is being written: a staging directory, and what its manifest will say."""
+
+    directory: Path
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    def commit(self, table: str, facts: dict[str, Any], rows: dict[str, int] | None = None) -> None:
+        """Hashes every file in the directory and writes the manifest.
+
+        Args:
+            table: name of the kind of table.
+            facts: table-specific facts; `rows` among them.
+            rows: rows of the files where known, by relative path.
+        """
+        files: tuple[FileEntry, ...] = tuple(
+            describe_file(self.directory, path, (rows or {}).get(path.relative_to(self.directory).as_posix()))
+            for path in sorted(self.directory.rglob("*"))
+            if path.is_file()
+        )
+        write_manifest(
+            self.directory,
+            Manifest(table=table, stage=self.stage, config=self.config, inputs=self.inputs, files=files, facts=facts),
+        )
+
+
+@dataclass
+class Job:
+    """Runs stages in a working directory; a stage whose table is complete and whose config and inputs are unchanged is skipped."""
+
+    config: JobConfig
+    workdir: Path
+    console: Console
+    reports: list[StageReport] = field(default_factory=list)
+
+    def path(self, table: str) -> Path:
+        """Directory of a table."""
+        return self.workdir / table
+
+    def manifest(self, table: str) -> Manifest:
+        """Manifest of a committed table."""
+        return read_manifest(self.path(table))
+
+    def plan(self, stages: list[str]) -> list[tuple[str, str]]:
+        """What a run would do with each stage, judged by which tables exist; nothing is read or written."""
+        tables = {"tokenize": "shards", "pretrain": "encoder", "evaluate": "evaluation", "embed": "embeddings", "publish": "published"}
+        exists = {stage: (self.path(tables.get(stage, stage)) / "manifest.json").is_file() for stage in stages}
+        return [(stage, "table exists; skipped if unchanged" if exists[stage] else "would run") for stage in stages]
+
+    def run_stage(
+        self, stage: str, table: str, config: dict[str, Any], inputs: tuple[str, ...], write: Callable[[Draft], None]
+    ) -> None:
+        """Writes `table` unless it is there already, and appends a report.
+
+        Args:
+            stage: its name, as in the command line.
+            table: the table that it writes.
+            config: resolved values that the table depends on.
+            inputs: tables that it reads.
+            write: fills the draft's directory and commits the draft.
+        """
+        digests = {name: self.manifest(name).digest() for name in inputs}
+        timing = self.workdir / ".timings" / f"{table}.txt"
+        if (current := self._current(table, config, digests)) is not None:
+            seconds = float(timing.read_text()) if timing.is_file() else 0.0
+            self.console.say(f"{stage}: complete and unchanged, skipped")
+            self.reports.append(StageReport(stage, seconds, current.facts.get("rows", 0), is_skipped=True))
+            return
+        self.console.say(f"{stage}: started")
+        started = time.perf_counter()
+        with staged_directory(self.path(table)) as staging:
+            write(Draft(staging, stage, config, digests))
+        seconds = time.perf_counter() - started
+        timing.parent.mkdir(exist_ok=True)
+        timing.write_text(f"{seconds:.3f}")
+        rows = self.manifest(table).facts.get("rows", 0)
+        self.console.say(f"{stage}: {rows:,} rows in {seconds:.1f} s")
+        self.reports.append(StageReport(stage, seconds, rows, is_skipped=False))
+
+    def _current(self, table: str, config: dict[str, Any], inputs: dict[str, str]) -> Manifest | None:
+        try:
+            manifest = self.manifest(table)
+        except IncompleteTableError:
+            return None
+        return manifest if manifest.config == config and manifest.inputs == inputs else None
+
+
+def code_version() -> str:
+    """Version of the installed package."""
+    return version("userrep")

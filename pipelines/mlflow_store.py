@@ -1,0 +1,28 @@
+"""Which MLflow a job talks to: the one that MLFLOW_TRACKING_URI names, else a database in the working directory."""
+
+import logging
+import os
+from pathlib import Path
+
+from pipelines.job import Job
+
+
+def tracking_uri(job: Job) -> str:
+    """Tracking and registry URI; absolute, because Ray workers change their directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri(job.workdir)
+
+
+def local_tracking_uri(workdir: Path) -> str:
+    """URI of the SQLite database of a working directory."""
+    return f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
+
+
+def artifact_root(job: Job) -> Path:
+    """Where the local database keeps artifacts."""
+    return job.workdir.resolve() / "mlartifacts"
+
+
+def quiet_mlflow() -> None:
+    """Hides migration logs of the local database."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,54 @@
+"""Stages `publish` and `pull`: `embeddings/` -> a version in the registry -> `pulled/`, verified."""
+
+import json
+
+from pipelines import embed, evaluate, pretrain
+from pipelines.job import Draft, Job
+from pipelines.mlflow_store import artifact_root, tracking_uri
+from userrep.publishing.client import pull
+from userrep.publishing.registry import publish
+
+TABLE = "published"
+PULLED = "pulled"
+RECORD = "version.json"
+
+
+def run(job: Job) -> None:
+    """Runs stage `publish`."""
+    config = job.config.publish
+
+    def write(draft: Draft) -> None:
+        quality = job.manifest(evaluate.TABLE).facts
+        published = publish(
+            job.path(embed.TABLE),
+            config.name,
+            config.alias,
+            tracking_uri=tracking_uri(job),
+            experiment=config.experiment,
+            run_id=job.manifest(pretrain.TABLE).facts["run_id"],
+            metrics={f"test/{key}": value for key, value in quality["encoder"].items()},
+            tags={"config": job.config.name},
+            artifact_root=artifact_root(job),
+            verbose=job.console.is_verbose,
+        )
+        record = {"name": published.name, "version": published.version, "alias": published.alias}
+        (draft.directory / RECORD).write_text(json.dumps(record))
+        rows = job.manifest(embed.TABLE).facts["rows"]
+        draft.commit("published", {**record, "rows": rows, "model_id": published.model_id, "sha256": published.table_sha256})
+        job.console.say(f"publish: {published.name}@{published.alias} is version {published.version}")
+
+    resolved = {**config.model_dump(mode="json"), "tracking_uri": tracking_uri(job)}
+    job.run_stage("publish", TABLE, resolved, (pretrain.TABLE, evaluate.TABLE, embed.TABLE), write)
+
+
+def run_pull(job: Job) -> dict[str, object]:
+    """Pulls the published version by its alias into the working directory, as a downstream team would.
+
+    Returns:
+        `verified` (the pulled bytes are those that were published) and `directory`.
+    """
+    config = job.config.publish
+    reference = f"{config.name}@{config.alias}"
+    pulled = pull(reference, job.path(PULLED), tracking_uri=tracking_uri(job), verbose=job.console.is_verbose)
+    expected = job.manifest(TABLE).facts["sha256"]
+    return {"verified": pulled.manifest.facts["table_sha256"] == expected, "directory": str(pulled.directory)}

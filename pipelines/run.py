@@ -1,0 +1,47 @@
+"""The main job: all stages in order, then `summary.json` and `report.html`."""
+
+import time
+from collections.abc import Callable
+
+from pipelines import embed, evaluate, ingest, pretrain, publish, tokenize
+from pipelines.job import Job
+from pipelines.report import write_report
+from pipelines.session import PeakMemory, ray_session
+from pipelines.summary import summarize
+from userrep.manifest import write_json
+
+Stage = Callable[[Job], None]
+
+# In the order of their inputs. `pull` is no stage: it writes outside the job, wherever a user wants the table.
+STAGES: dict[str, Stage] = {
+    "ingest": ingest.run,
+    "tokenize": tokenize.run,
+    "pretrain": pretrain.run,
+    "evaluate": evaluate.run,
+    "embed": embed.run,
+    "publish": publish.run,
+}
+
+
+def run_stage(job: Job, stage: str) -> None:
+    """Runs one stage; its inputs must be there."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    with ray_session(job.console.is_verbose):
+        STAGES[stage](job)
+
+
+def run(job: Job) -> dict[str, object]:
+    """Runs every stage that is not complete yet, pulls the table back, and writes the summary and the report."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    write_json(job.workdir / "config.json", job.config.model_dump(mode="json"))
+    started = time.perf_counter()
+    with PeakMemory() as memory, ray_session(job.console.is_verbose):
+        for stage in STAGES.values():
+            stage(job)
+        pull_started = time.perf_counter()
+        pulled = publish.run_pull(job)
+        pulled["seconds"] = round(time.perf_counter() - pull_started, 3)
+    summary = summarize(job, pulled, memory, time.perf_counter() - started)
+    write_json(job.workdir / "summary.json", summary)
+    write_report(job, summary)
+    return summary

@@ -1,0 +1,55 @@
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrep.data.item_text import column_texts, default_text_columns, item_text, record_text
+
+VALUES = st.recursive(
+    st.none() | st.text(max_size=12) | st.integers() | st.floats(), lambda inner: st.lists(inner, max_size=3), max_leaves=6
+)
+
+
+def test_values_join_in_order_and_whitespace_collapses():
+    fields = ("  Hair \t Dryer\n2000W ", None, ["Beauty", "", None, ["Hair", " Care "]], float("nan"), "", 12, {"a": "b"})
+    assert item_text(fields) == "Hair Dryer 2000W Beauty Hair Care 12 b"
+
+
+def test_nothing_gives_the_empty_text():
+    assert item_text((None, "", "  ", [], [None], float("nan"))) == ""
+    assert item_text(()) == ""
+
+
+def test_first_alternative_with_text_wins():
+    record = {"title": " ", "keywords": "machine picked", "brand": "B", "other": "x"}
+    assert record_text(record, ("title|keywords", "absent|brand", "absent")) == "machine picked B"
+    assert record_text({"title": "T", "keywords": "K"}, ("title|keywords",)) == "T"
+
+
+def test_default_columns_are_texts_in_table_order():
+    schema = pa.schema(
+        {
+            "item_id": pa.string(),
+            "tags": pa.list_(pa.string()),
+            "price": pa.float64(),
+            "title": pa.large_string(),
+            "kind": pa.dictionary(pa.int32(), pa.string()),
+            "ids": pa.list_(pa.int64()),
+            "service": pa.string(),
+        }
+    )
+    assert default_text_columns(schema, ("item_id", "service")) == ("tags", "title", "kind")
+
+
+@given(st.lists(VALUES, max_size=5))
+def test_is_one_line_and_settled(fields: list[object]):
+    text = item_text(fields)
+    assert text == " ".join(text.split())
+    assert item_text((text,)) == text
+    assert text.split() == [word for field in fields for word in item_text((field,)).split()]
+
+
+@given(st.lists(st.fixed_dictionaries({"a": VALUES, "b": VALUES, "c": VALUES}), max_size=6))
+def test_columns_give_the_same_as_records(records: list[dict[str, object]]):
+    columns = {name: [record[name] for record in records] for name in "abc"}
+    texts = column_texts([[columns["b"], columns["a"]], [columns["c"]]])
+    assert texts == [record_text(record, ("b|a", "c")) for record in records]

@@ -1,0 +1,150 @@
+"""Small tables, one sqlite registry per session (its tables take a second to create), one MLflow server per session."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+
+from userrep.publishing.connection import connect
+from userrep.publishing.registry import publish
+from userrep.publishing.table import bucket_of, finish_table, write_part
+from userrep.schema import user_embeddings
+
+FACTS = {"encoder_digest": "e" * 12, "tokenizer_digest": "t" * 12, "data_digest": "d" * 12, "code_version": "abc1234"}
+NUM_BUCKETS = 3
+SERVER_START_S = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # MLflow 3.17 maps its tables with a loader that SQLAlchemy 2.1 deprecates, once per process.
+    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy is deprecated")
+
+
+def unit_rows(user_ids: list[str], dim: int = 8, dtype: str = "float32", seed: int = 0) -> pa.Table:
+    """Users with random unit vectors; without numpy, as the code under test."""
+    source = random.Random(seed)
+    vectors = []
+    for _ in user_ids:
+        values = [source.gauss(0.0, 1.0) for _ in range(dim)]
+        norm = sum(value * value for value in values) ** 0.5
+        vectors.append([value / norm for value in values])
+    schema = user_embeddings(dim, dtype)
+    flat = pa.array([value for vector in vectors for value in vector], pa.float32()).cast(
+        schema.field(1).type.value_type
+    )
+    columns = [
+        pa.array(user_ids, pa.string()),
+        pa.FixedSizeListArray.from_arrays(flat, type=schema.field(1).type),
+        pa.array(range(1, len(user_ids) + 1), pa.int32()),
+        pa.array([None if index % 5 == 0 else 1_700_000_000 + index for index in range(len(user_ids))], pa.int64()),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def build_table(
+    directory: Path, num_users: int = 40, seed: int = 0, dtype: str = "float32", **facts: object
+) -> pa.Table:
+    """Writes a committed table and returns its rows as one Arrow table sorted by user id."""
+    directory.mkdir(parents=True)
+    rows = unit_rows([f"user-{index}" for index in range(num_users)], dtype=dtype, seed=seed)
+    buckets = [bucket_of(user_id, NUM_BUCKETS) for user_id in rows["user_id"].to_pylist()]
+    parts = [
+        write_part(directory, bucket, rows.filter(pa.array([mine == bucket for mine in buckets])))
+        for bucket in range(NUM_BUCKETS)
+    ]
+    finish_table(
+        directory,
+        parts=parts,
+        dim=8,
+        dtype=dtype,
+        facts={**FACTS, "created_at": "2026-01-01T00:00:00+00:00", **facts},
+        config={"seed": seed},
+        inputs={"shards": "s" * 12},
+    )
+    return rows.sort_by("user_id")
+
+
+@pytest.fixture
+def table_dir(tmp_path: Path) -> Path:
+    build_table(tmp_path / "built")
+    return tmp_path / "built"
+
+
+@pytest.fixture(scope="session")
+def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
+    with connect(uri, create=True) as client:
+        client.search_experiments()
+    return uri
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A table name of this test's own, since the registry is shared."""
+    return "".join(char if char.isalnum() else "-" for char in request.node.name).strip("-")
+
+
+@pytest.fixture
+def published(table_dir: Path, name: str, sqlite_uri: str) -> str:
+    """Name of a table with one version, `champion`."""
+    publish(table_dir, name, "champion", tracking_uri=sqlite_uri, experiment="tables")
+    return name
+
+
+@pytest.fixture
+def fresh_client(sqlite_uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=sqlite_uri, registry_uri=sqlite_uri)
+
+
+@pytest.fixture(scope="session")
+def server_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{root / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(root / "files"),
+    ]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (root / "log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/health") or server.poll() is not None)
+            assert server.poll() is None, (root / "log").read_text()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(timeout=SERVER_START_S)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SERVER_START_S
+    while not condition():
+        assert time.monotonic() < deadline, "the MLflow server did not start"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,1 @@
+"""General-purpose user representations: the library (no command line, no cluster knowledge)."""

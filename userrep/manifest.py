@@ -1,0 +1,145 @@
+"""The commit record of a table directory: a directory without `manifest.json` does not exist for the next stage."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from userrep.config import Config, ConfigError, digest_json
+from userrep.schema import SCHEMA_VERSION
+
+MANIFEST_NAME = "manifest.json"
+HASH_CHUNK_BYTES = 1 << 20
+
+
+class IncompleteTableError(ValueError):
+    """The directory holds no committed table, or its content differs from its manifest."""
+
+
+class FileEntry(Config):
+    """One file of a table."""
+
+    path: str  # relative to the manifest, with forward slashes
+    size_bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class Manifest(Config):
+    """What a table directory holds and what it was made from."""
+
+    schema_version: int = SCHEMA_VERSION
+    table: str  # shards_text, shards, encoder, baselines, user_embeddings, ...
+    stage: str  # the stage that wrote it
+    config: dict[str, Any]  # resolved config of that stage
+    inputs: dict[str, str] = Field(default_factory=dict)  # input table -> digest of its manifest
+    files: tuple[FileEntry, ...] = ()
+    facts: dict[str, Any] = Field(default_factory=dict)  # table-specific, JSON-plain
+
+    def digest(self) -> str:
+        """Hex digest (12 characters) of everything that the manifest states, file hashes included."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads the manifest of a committed table.
+
+    Raises:
+        IncompleteTableError: there is none (the writing stage was interrupted or never ran), or it is not readable.
+    """
+    path = Path(directory) / MANIFEST_NAME
+    if not path.is_file():
+        raise IncompleteTableError(f"{directory} holds no {MANIFEST_NAME}: run (or rerun) the stage that writes this table")
+    try:
+        manifest = Manifest.parse(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+        raise IncompleteTableError(f"{path} is damaged ({error}); delete the directory and rerun its stage") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise IncompleteTableError(
+            f"{path} has schema version {manifest.schema_version}, this code reads {SCHEMA_VERSION}: rerun its stage"
+        )
+    return manifest
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Checks that every file of the manifest is there, with its size and sha256.
+
+    Raises:
+        IncompleteTableError: names the first file that is missing or differs.
+    """
+    for entry in manifest.files:
+        path = contained_path(directory, entry.path)
+        if not path.is_file():
+            raise IncompleteTableError(f"{path} is missing although its manifest lists it; fetch or build the table again")
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            raise IncompleteTableError(f"{path} has {size_bytes} bytes, its manifest says {entry.size_bytes}")
+        if (actual := sha256_file(path)) != entry.sha256:
+            raise IncompleteTableError(f"{path} has sha256 {actual}, its manifest says {entry.sha256}")
+
+
+def contained_path(directory: Path, relative: str) -> Path:
+    """Joins a manifest path to its directory, refusing any that would leave it."""
+    path = Path(os.path.normpath(Path(directory) / relative))
+    if Path(relative).is_absolute() or Path(os.path.normpath(directory)) not in path.parents:
+        raise IncompleteTableError(f"manifest of {directory} names {relative!r}, which lies outside the directory")
+    return path
+
+
+def describe_file(directory: Path, path: Path, rows: int | None = None) -> FileEntry:
+    """Measures a finished file for its manifest entry."""
+    relative = path.relative_to(directory).as_posix()
+    return FileEntry(path=relative, size_bytes=path.stat().st_size, sha256=sha256_file(path), rows=rows)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in chunks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees either the old file or the complete new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as stream:
+        json.dump(value, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Commits a table in place: the manifest is the last file to appear."""
+    write_json(Path(directory) / MANIFEST_NAME, manifest.model_dump(mode="json"))
+
+
+@contextmanager
+def staged_directory(final: Path) -> Iterator[Path]:
+    """Gives an empty directory beside `final` and moves it into place when the block ends without an error.
+
+    What an interrupted run left behind is removed first. The previous content of `final`, if any, is replaced only
+    after the new directory is complete; without a manifest in it, nothing is moved.
+    """
+    final = Path(final)
+    staging = final.with_name(f".{final.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    yield staging
+    if not (staging / MANIFEST_NAME).is_file():
+        raise IncompleteTableError(f"nothing was committed to {staging}: a stage must write its manifest last")
+    superseded = final.with_name(f".{final.name}.superseded")
+    shutil.rmtree(superseded, ignore_errors=True)
+    if final.exists():
+        os.replace(final, superseded)
+    os.replace(staging, final)
+    shutil.rmtree(superseded, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Embedding tables: write, publish, pull. Needs neither torch nor ray."""

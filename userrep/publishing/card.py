@@ -1,0 +1,107 @@
+"""The card of an embedding table: one Markdown page that says what it is, from what, how good, and how to use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD_NAME = "card.md"
+
+RECIPE = """\
+from pathlib import Path
+from userrep.publishing.client import pull
+from userrep.publishing.table import lookup
+table = pull("{name}@{alias}", Path("{name}"), tracking_uri="{uri}")
+print(lookup(table.dataset(), ["some-user-id"]).to_pylist())"""
+
+ALWAYS_LIMITS = (
+    "Vectors of two tables are comparable only if both name the same encoder digest.",
+    "A user without events has no row. A vector describes the events up to `last_time` and does not age by itself.",
+    "The table is personal data: whoever can read it can compare users.",
+)
+
+
+def render_card(manifest_facts: Mapping[str, Any]) -> str:
+    """Renders the facts of a table's manifest as Markdown.
+
+    Args:
+        manifest_facts: `rows`, `dim`, `dtype`, `metric`, the digests, `code_version`, `config_hash`, `created_at` and
+            `table_sha256`; optional `name`, `quality` ({measure: {system: value}}), `coverage` ({what: number of
+            users}) and `limits` (lines of text). See `userrep.publishing.table.finish_table`.
+
+    Raises:
+        KeyError: a fact of the first group is missing.
+    """
+    facts = manifest_facts
+    name = str(facts.get("name", "NAME"))
+    sections = [
+        f"# User embeddings{': ' + _inline(name) if 'name' in facts else ''}",
+        f"One vector per user, computed from the user's events by a contrastively pretrained encoder: "
+        f"{facts['rows']:,} users, {facts['dim']} dimensions, {facts['dtype']}, L2 norm 1. "
+        f"Compare vectors by {facts['metric']} similarity (for unit vectors: the dot product).",
+        _made_from(facts),
+        _quality(facts.get("quality") or {}),
+        _coverage(facts),
+        "## Limits\n\n" + "\n".join(f"- {_inline(line)}" for line in (*ALWAYS_LIMITS, *facts.get("limits", ()))),
+        _how_to_pull(name),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _made_from(facts: Mapping[str, Any]) -> str:
+    rows = [
+        ("data manifest digest", facts["data_digest"]),
+        ("encoder digest", facts["encoder_digest"]),
+        ("tokenizer digest", facts["tokenizer_digest"]),
+        ("config hash", facts["config_hash"]),
+        ("code version", facts["code_version"]),
+        ("created (UTC)", facts["created_at"]),
+        ("table sha256", facts["table_sha256"]),
+    ]
+    lines = [f"| {what} | `{_inline(value)}` |" for what, value in rows]
+    return "\n".join(["## Made from", "", "| what | value |", "|---|---|", *lines, "", "Full config: `manifest.json`."])
+
+
+def _quality(quality: Mapping[str, Mapping[str, float]]) -> str:
+    """Measures as rows, systems (this table, baselines) as columns, in the order in which they first appear."""
+    if not quality:
+        return "## Quality\n\nNot measured: no figures were given when this table was written."
+    systems = list(dict.fromkeys(system for values in quality.values() for system in values))
+    lines = [
+        "| measure | " + " | ".join(_inline(system) for system in systems) + " |",
+        "|---" * (len(systems) + 1) + "|",
+    ]
+    for measure, values in quality.items():
+        cells = [f"{values[system]:.4f}" if system in values else "-" for system in systems]
+        lines.append(f"| {_inline(measure)} | " + " | ".join(cells) + " |")
+    return "## Quality\n\n" + "\n".join(lines)
+
+
+def _coverage(facts: Mapping[str, Any]) -> str:
+    counts = {"users in the table": facts["rows"], **(facts.get("coverage") or {})}
+    lines = [f"| {_inline(what)} | {count:,} |" for what, count in counts.items()]
+    return "\n".join(["## Coverage", "", "| what | users |", "|---|---|", *lines])
+
+
+def _how_to_pull(name: str) -> str:
+    recipe = RECIPE.format(name=name, alias="ALIAS", uri="TRACKING_URI")
+    return "\n".join(
+        [
+            "## How to pull it",
+            "",
+            "Every checksum is verified before the table appears; neither torch nor ray is needed.",
+            "",
+            "```sh",
+            f"userrep pull {name}@ALIAS --to {name} --tracking-uri TRACKING_URI",
+            "```",
+            "",
+            "```python",
+            recipe,
+            "```",
+            "",
+            f"A fixed version instead of an alias: `{name}@v12`.",
+        ]
+    )
+
+
+def _inline(value: object) -> str:
+    """Text that cannot break a Markdown table or a line."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")

@@ -1,0 +1,132 @@
+"""Finds, pulls and verifies published tables. Needs neither torch nor ray, numpy or pandas.
+
+What works on a bare install (pyarrow + mlflow-skinny) is in `userrep.publishing.connection`.
+"""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.dataset as pads
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from userrep.manifest import (
+    MANIFEST_NAME,
+    IncompleteTableError,
+    Manifest,
+    contained_path,
+    read_manifest,
+    sha256_file,
+    staged_directory,
+)
+from userrep.publishing.connection import TRANSFER_LIMITS, connect, redacted
+from userrep.publishing.table import read_table
+from userrep.publishing.verify import table_manifest, unlisted_files, verify_table
+from userrep.publishing.versions import TableSummary, TableVersion, list_tables, resolve
+
+__all__ = ["PulledTable", "TableMismatchError", "TableSummary", "TableVersion", "list_tables", "pull", "resolve"]
+
+DOWNLOADS_AT_ONCE = 4
+
+
+class TableMismatchError(IncompleteTableError):
+    """What was downloaded, or what lies at the destination, is not the published table."""
+
+
+@dataclass(frozen=True)
+class PulledTable:
+    """A verified local copy."""
+
+    directory: Path
+    manifest: Manifest
+    version: TableVersion
+
+    def dataset(self) -> pads.Dataset:
+        """Opens the copy as an Arrow dataset, without hashing it again."""
+        return read_table(self.directory, verify=False)
+
+
+def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) -> PulledTable:
+    """Downloads a published table, verifies all of it, and moves it to `to` in one step.
+
+    A verified copy of the same version at `to` is returned without a download. Another table at `to` is replaced after
+    the new one is complete. On any error, `to` is as it was before.
+
+    Args:
+        reference: `name@alias`, `name@v12` or `name/12`.
+        to: directory of the table; must not exist, be empty, or hold a pulled table and nothing else.
+        tracking_uri: address of the MLflow server, or an absolute database URI.
+        verbose: let MLflow log.
+
+    Raises:
+        RegistryError: a subclass says whether the server, the name, or the version was not found.
+        TableMismatchError: the files differ from what was published, or `to` holds something else.
+    """
+    to = Path(to).absolute()
+    version = resolve(reference, tracking_uri=tracking_uri, verbose=verbose)
+    if (manifest := _present(to, version)) is not None:
+        return PulledTable(to, manifest, version)
+    with staged_directory(to) as staging:
+        try:
+            with connect(tracking_uri, limits=TRANSFER_LIMITS, verbose=verbose):
+                manifest = _download(version, staging, tracking_uri)
+        except IncompleteTableError as error:
+            shutil.rmtree(staging)
+            what = f"{version.name} version {version.version} from {redacted(tracking_uri)}"
+            raise TableMismatchError(f"{what} is not what was published, nothing was kept: {error}") from error
+        except BaseException:
+            shutil.rmtree(staging)
+            raise
+    return PulledTable(to, manifest, version)
+
+
+def _present(to: Path, version: TableVersion) -> Manifest | None:
+    """The manifest of a sound copy of this version at `to`; refuses a destination that holds anything but a table."""
+    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
+        return None
+    try:
+        manifest = table_manifest(to)
+        strays = unlisted_files(to, manifest)
+    except (IncompleteTableError, OSError) as error:
+        raise TableMismatchError(f"{to} exists and is no pulled table ({error}); pull to another directory") from error
+    if strays:
+        raise TableMismatchError(f"{to} also holds {strays[0]!r}, which a pull would delete; pull to another directory")
+    if sha256_file(to / MANIFEST_NAME) != version.manifest_sha256:
+        return None
+    try:
+        return verify_table(to)
+    except IncompleteTableError:
+        return None  # a damaged copy of the right version: fetch it again
+
+
+def _download(version: TableVersion, staging: Path, tracking_uri: str) -> Manifest:
+    """Fetches the manifest, checks it against the version's tags, then fetches and verifies what it lists."""
+
+    def fetch(relative: str) -> None:
+        target = contained_path(staging, relative).parent
+        try:
+            download_artifacts(
+                artifact_uri=f"{version.location}/{relative}", dst_path=str(target), tracking_uri=tracking_uri
+            )
+        except MlflowException as error:
+            # The local store says so by error code, the server's proxy only in the text of an INTERNAL_ERROR.
+            if "No such artifact" not in str(error):
+                raise
+            raise IncompleteTableError(f"{relative} is missing from {redacted(version.location)}") from error
+
+    fetch(MANIFEST_NAME)
+    manifest_sha256 = sha256_file(staging / MANIFEST_NAME)
+    if manifest_sha256 != version.manifest_sha256:
+        raise IncompleteTableError(
+            f"its manifest has sha256 {manifest_sha256}, published was {version.manifest_sha256}"
+        )
+    manifest = table_manifest(staging)
+    if manifest.facts["table_sha256"] != version.table_sha256:
+        raise IncompleteTableError(
+            f"its manifest is of table {manifest.facts['table_sha256']}, published was {version.table_sha256}"
+        )
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+        list(pool.map(fetch, [entry.path for entry in read_manifest(staging).files]))
+    return verify_table(staging)

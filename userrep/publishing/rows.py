@@ -1,0 +1,88 @@
+"""What a row of a user embedding table must be: right columns, no nulls, one row per user, a finite vector of norm 1.
+
+Needs pyarrow only (no numpy, no torch).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import, so no type checker sees them.)
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from userrep.schema import user_embeddings
+
+# Largest distance of a stored norm from 1. float16 rounds each value by at most 2^-11 relative, hence the norm too;
+# float32 leaves room for a norm that was computed in float32 over some thousand dimensions.
+NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
+
+
+class EmbeddingTableError(ValueError):
+    """Rows or facts that cannot be part of a user embedding table. The message names the first offender."""
+
+
+def checked_rows(table: pa.Table) -> pa.Table:
+    """Returns the rows sorted by user id, in one chunk, with the exact published schema.
+
+    Raises:
+        EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1.
+    """
+    schema = _published_schema(table.schema)
+    rows = table.combine_chunks().sort_by("user_id")
+    for field in schema:
+        column = rows[field.name]
+        nulls = column.null_count + (pc.list_flatten(column).null_count if field.name == "embedding" else 0)
+        if nulls and not field.nullable:
+            raise EmbeddingTableError(f"column {field.name!r} holds {nulls} nulls; it must hold none")
+    ids = rows["user_id"]
+    if rows.num_rows > 1:
+        repeated = pc.equal(ids[1:].combine_chunks(), ids[:-1].combine_chunks())
+        if (at := pc.index(repeated, True).as_py()) >= 0:
+            raise EmbeddingTableError(
+                f"user {ids[at].as_py()!r} has more than one row; a user has one vector per table"
+            )
+    _check_vectors(rows, str(schema.field("embedding").type.value_type))
+    return pa.Table.from_arrays([rows[name].combine_chunks() for name in schema.names], schema=schema)
+
+
+def columns_text(schema: pa.Schema) -> str:
+    """Columns as `name: type, ...` for messages."""
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _published_schema(schema: pa.Schema) -> pa.Schema:
+    """The published schema with this table's width and type; the given one must equal it but for nullability."""
+    allowed = "userrep.schema.user_embeddings(dim, 'float32' or 'float16')"
+    column: Any = schema.field("embedding").type if "embedding" in schema.names else None
+    dtype = {pa.float32(): "float32", pa.float16(): "float16"}.get(getattr(column, "value_type", None))
+    if dtype is None or not pa.types.is_fixed_size_list(column):
+        raise EmbeddingTableError(f"received columns {columns_text(schema)}; allowed is {allowed}")
+    wanted = user_embeddings(column.list_size, dtype)
+    if [(field.name, field.type) for field in schema] != [(field.name, field.type) for field in wanted]:
+        raise EmbeddingTableError(
+            f"received columns {columns_text(schema)}; allowed is {allowed}: {columns_text(wanted)}"
+        )
+    return wanted
+
+
+def _check_vectors(rows: pa.Table, arrow_type: str) -> None:
+    """Norm 1 within the tolerance of the type; a value that is not finite gives a norm that is not finite."""
+    if rows.num_rows == 0:
+        return
+    vectors = rows["embedding"].combine_chunks()
+    squares: Any = None
+    # Dimension by dimension: arrow has no row norm, and this never holds more than a column of the table as float64.
+    for position in range(vectors.type.list_size):
+        value = pc.cast(pc.list_element(vectors, position), pa.float64())
+        square = pc.multiply(value, value)
+        squares = square if squares is None else pc.add(squares, square)
+    norms = pc.sqrt(squares)
+    tolerance = NORM_TOLERANCE["float16" if arrow_type == "halffloat" else "float32"]
+    # `not (error <= tolerance)` also catches NaN, which compares false.
+    bad = pc.invert(pc.less_equal(pc.abs(pc.subtract(norms, 1.0)), tolerance))
+    if (at := pc.index(bad, True).as_py()) >= 0:
+        raise EmbeddingTableError(
+            f"user {rows['user_id'][at].as_py()!r} has a vector of norm {norms[at].as_py():.6g}, allowed is "
+            f"1 +- {tolerance}: normalise the vectors, leave out users without events (count them in facts['coverage'])"
+        )

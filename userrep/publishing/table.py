@@ -1,0 +1,171 @@
+"""User embedding tables on disk: parts sorted by user id, a card, and a manifest that is written last.
+
+A table is a directory of `part-00007.parquet` files (one per user-id hash bucket), `card.md` and `manifest.json`.
+Needs pyarrow only (no numpy, no torch).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at import, so no type checker sees them.)
+
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from userrep.config import digest_json
+from userrep.manifest import (
+    FileEntry,
+    IncompleteTableError,
+    Manifest,
+    contained_path,
+    describe_file,
+    verify_files,
+    write_manifest,
+)
+from userrep.publishing.card import CARD_NAME, render_card
+from userrep.publishing.rows import EmbeddingTableError, checked_rows
+from userrep.publishing.verify import (
+    DERIVED_FACTS,
+    GIVEN_FACTS,
+    TABLE_KIND,
+    check_users_unique,
+    content_sha256,
+    part_entries,
+    schema_of,
+    table_manifest,
+    unlisted_files,
+    verify_parts,
+    verify_table,
+)
+
+METRIC = "cosine"
+ROW_GROUP_ROWS = 16_384  # 16 MB at 256 float32: a lookup of few users decodes little, the footer stays small
+
+
+def bucket_of(user_id: str, num_buckets: int) -> int:
+    """Bucket (0-based) of a user: CRC-32 of the UTF-8 id modulo `num_buckets`; the same on every machine."""
+    return zlib.crc32(user_id.encode()) % num_buckets
+
+
+def write_part(directory: Path, bucket: int, table: pa.Table) -> FileEntry:
+    """Checks one bucket of users and writes it as a zstd Parquet part, sorted by user id, in one atomic step.
+
+    Args:
+        directory: where the table is being built; must exist.
+        bucket: hash bucket of these users, >= 0; it names the part.
+        table: columns of `userrep.schema.user_embeddings`, any row order, any chunking; may be empty.
+
+    Raises:
+        EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1.
+    """
+    if bucket < 0:
+        raise EmbeddingTableError(f"bucket {bucket} is negative; buckets count from 0")
+    rows = checked_rows(table)
+    path = Path(directory) / f"part-{bucket:05d}.parquet"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Vectors hold hardly any repeated value, so a dictionary would only cost memory.
+        pq.write_table(rows, temporary, compression="zstd", use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return describe_file(Path(directory), path, rows=rows.num_rows)
+
+
+def finish_table(
+    directory: Path,
+    *,
+    parts: Sequence[FileEntry],
+    dim: int,
+    dtype: str,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> Manifest:
+    """Commits a table: checks the parts against each other, writes `card.md`, then `manifest.json` last.
+
+    Args:
+        directory: holds the parts and nothing else.
+        parts: what `write_part` returned, in any order.
+        dim: width of the vectors.
+        dtype: `float32` or `float16`.
+        facts: JSON-plain; must hold `encoder_digest`, `tokenizer_digest`, `data_digest` and `code_version`. The card
+            also shows `name`, `quality` ({measure: {system: value}}), `coverage` ({what: users}) and `limits` (lines).
+            `created_at` (UTC, ISO 8601) is now unless given.
+        config: resolved config of the stage that computed the vectors.
+        inputs: input table -> digest of its manifest.
+
+    Raises:
+        EmbeddingTableError: a fact is missing or reserved, or a user is in two parts.
+        IncompleteTableError: a part differs from its entry, or the directory holds a file that is no given part.
+    """
+    directory = Path(directory)
+    _check_facts(facts)
+    ordered = tuple(sorted(parts, key=lambda entry: entry.path))
+    whole = {
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+        "rows": sum(entry.rows or 0 for entry in ordered),
+        "dim": dim,
+        "dtype": dtype,
+        "metric": METRIC,
+        "table_sha256": content_sha256(ordered),
+        "config_hash": digest_json(dict(config)),
+    }
+    draft = Manifest(
+        table=TABLE_KIND, stage="embed", config=dict(config), inputs=dict(inputs), files=ordered, facts=whole
+    )
+    card_path = directory / CARD_NAME
+    card_path.unlink(missing_ok=True)  # of an attempt that stopped before the manifest
+    verify_files(directory, draft)
+    verify_parts(directory, draft)
+    misnamed = [entry.path for entry in ordered if entry not in part_entries(draft)]
+    if strays := [*misnamed, *unlisted_files(directory, draft)]:
+        raise IncompleteTableError(f"{directory} holds {strays[0]!r}, no part of this table; use a fresh directory")
+    check_users_unique(directory, draft)
+    card_path.write_text(render_card(whole))
+    manifest = draft.model_copy(update={"files": (*ordered, describe_file(directory, card_path))})
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def read_table(directory: Path, verify: bool = True) -> pads.Dataset:
+    """Opens a committed table as an Arrow dataset; nothing is loaded yet.
+
+    Args:
+        directory: holds `manifest.json`.
+        verify: hash every file first. Pass False only directly after a pull or for a table that was just written.
+
+    Raises:
+        IncompleteTableError: not a committed table, or (with `verify`) content that differs from the manifest.
+    """
+    manifest = verify_table(directory) if verify else table_manifest(directory)
+    paths = [str(contained_path(directory, entry.path)) for entry in part_entries(manifest)]
+    return pads.dataset(paths, schema=schema_of(manifest), format="parquet")
+
+
+def lookup(dataset: pads.Dataset, user_ids: Sequence[str]) -> pa.Table:
+    """Fetches the rows of some users, in the order of `user_ids` (an id given twice comes twice).
+
+    Ids that the table does not hold (users without events) are absent: compare `num_rows` with `len(user_ids)`.
+    """
+    wanted = pa.array(user_ids, pa.string())
+    found = dataset.to_table(filter=pc.field("user_id").isin(wanted)).combine_chunks()
+    positions = pc.index_in(wanted, value_set=found["user_id"].combine_chunks())
+    return found.take(positions.drop_null())
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    if missing := [key for key in GIVEN_FACTS if not facts.get(key)]:
+        raise EmbeddingTableError(f"facts lack {', '.join(missing)}: a table must say what it was made from")
+    if reserved := [key for key in DERIVED_FACTS if key in facts]:
+        raise EmbeddingTableError(f"facts must not hold {', '.join(reserved)}: finish_table derives them")

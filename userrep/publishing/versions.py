@@ -1,0 +1,117 @@
+"""Which tables and versions a registry holds, and which version a reference means now."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from userrep.publishing.connection import TABLE_TAG, RegistryError, UnknownTableError, UnknownVersionError, connect
+from userrep.publishing.verify import TABLE_KIND
+
+REFERENCE = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)(?:@[vV](?P<v>\d+)|/(?P<number>\d+)|@(?P<alias>[A-Za-z0-9_-]+))"
+)
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """One immutable version of a published table, as the registry describes it."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]  # that point to this version now
+    table_sha256: str
+    manifest_sha256: str
+    model_id: str  # MLflow LoggedModel that holds the files
+    location: str  # artifact URI of the files
+    tags: Mapping[str, str]
+    created_ms: int  # unix milliseconds
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """One published table: its newest version and where the aliases point."""
+
+    name: str
+    latest_version: int | None
+    aliases: Mapping[str, int]
+
+
+def resolve(reference: str, *, tracking_uri: str, verbose: bool = False) -> TableVersion:
+    """Looks up which version a reference means now.
+
+    Raises:
+        RegistryError: malformed reference, or a version that `publish` did not make.
+        UnknownTableError: lists close names.
+        UnknownVersionError: lists the aliases and versions that exist.
+    """
+    match = REFERENCE.fullmatch(reference)
+    if match is None:
+        raise RegistryError(f"reference {reference!r} is not of the form name@alias, name@v12 or name/12")
+    name, alias, number = match["name"], match["alias"], match["v"] or match["number"]
+    with connect(tracking_uri, verbose=verbose) as client:
+        try:
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        except MlflowException as error:
+            # A missing name and version are RESOURCE_DOES_NOT_EXIST, a missing alias is INVALID_PARAMETER_VALUE.
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise _not_found(client, name, reference) from error
+        if "table_sha256" not in found.tags or "manifest_sha256" not in found.tags:
+            raise RegistryError(
+                f"{name} version {found.version} is not an embedding table: `userrep publish` did not make it"
+            )
+        return TableVersion(
+            name=name,
+            version=int(found.version),
+            aliases=tuple(found.aliases),
+            table_sha256=found.tags["table_sha256"],
+            manifest_sha256=found.tags["manifest_sha256"],
+            model_id=found.tags.get("model_id", ""),
+            location=client.get_model_version_download_uri(name, str(found.version)),
+            tags=dict(found.tags),
+            created_ms=found.creation_timestamp,
+        )
+
+
+def list_tables(*, tracking_uri: str, verbose: bool = False) -> list[TableSummary]:
+    """Lists the published tables by name.
+
+    Raises:
+        RegistryError: the server or database cannot be read.
+    """
+    with connect(tracking_uri, verbose=verbose) as client:
+        summaries = []
+        for name in table_names(client):
+            newest = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
+            aliases = {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
+            summaries.append(TableSummary(name, int(newest[0].version) if newest else None, aliases))
+        return summaries
+
+
+def table_names(client: MlflowClient) -> list[str]:
+    """Names of all registered models that are embedding tables, sorted; inside a `connect` block."""
+    names, token = [], None
+    while True:
+        page = client.search_registered_models(f"tags.`{TABLE_TAG}` = '{TABLE_KIND}'", page_token=token)
+        names += [model.name for model in page]
+        if not (token := page.token):
+            return sorted(names)
+
+
+def _not_found(client: MlflowClient, name: str, reference: str) -> RegistryError:
+    names = table_names(client)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
+        hint = f"; did you mean {', '.join(close)}?" if close else "; nothing has been published there yet"
+        return UnknownTableError(f"there is no published table {name!r}{hint}")
+    aliases = client.get_registered_model(name).aliases
+    newest = client.search_model_versions(f"name='{name}'", max_results=20, order_by=["version_number DESC"])
+    known = ", ".join(f"@{alias} (v{number})" for alias, number in sorted(aliases.items())) or "none"
+    versions = ", ".join(f"v{version.version}" for version in newest) or "none"
+    return UnknownVersionError(
+        f"{reference!r} does not exist. Aliases of {name}: {known}; versions, newest first: {versions}"
+    )

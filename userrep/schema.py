@@ -1,0 +1,107 @@
+"""Arrow schemas of every table that passes between stages. A column's meaning is its field metadata `doc`."""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _field(name: str, type_: pa.DataType, doc: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"doc": doc})
+
+
+# What a source yields. `origin` columns let a later stage name the record that it rejects.
+ITEMS = pa.schema(
+    [
+        _field("item_id", pa.string(), "id, unique within the data set"),
+        _field("text", pa.string(), "item_text: the item's attributes as one line of text"),
+        _field("file", pa.string(), "file (or generator) that the record came from"),
+        _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
+    ]
+)
+
+EVENTS = pa.schema(
+    [
+        _field("user_id", pa.string(), "id, unique within the data set"),
+        _field("item_id", pa.string(), "the item that was searched, bought, rated, ..."),
+        _field("service", pa.string(), "the behaviour source; one of the source's `services`"),
+        _field("time", pa.int64(), "unix seconds; null where only the order is known", nullable=True),
+        _field("position", pa.int64(), "order within (user, service), breaks ties of time; null where unknown", nullable=True),
+        _field("value", pa.float32(), "rating, quantity, ...; null where there is none", nullable=True),
+        _field("file", pa.string(), "file (or generator) that the record came from"),
+        _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
+    ]
+)
+
+USERS = pa.schema(
+    [
+        _field("user_id", pa.string(), "id, as in events"),
+        _field("labels", pa.map_(pa.string(), pa.string()), "profile labels: name -> value"),
+        _field("file", pa.string(), "file (or generator) that the record came from"),
+        _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
+    ]
+)
+
+# A record that could not be used. Written to `quarantine/` beside the table it is missing from.
+REJECTED = pa.schema(
+    [
+        _field("table", pa.string(), "items | events | users"),
+        _field("file", pa.string(), "file (or generator) that the record came from"),
+        _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
+        _field("reason", pa.string(), "machine-readable reason, e.g. missing_id, bad_time, unknown_item"),
+        _field("record", pa.string(), "the record as it was read, cut at 500 characters"),
+    ]
+)
+
+# Shards: one row is a user. Histories refer to the item dictionary of the same row group, which is the row group of
+# the same number in the shard's `.items.parquet` file; so a row group is read, moved and decoded on its own.
+HISTORY = pa.struct(
+    [
+        _field("service", pa.int8(), "index into the manifest's `services`"),
+        _field("items", pa.list_(pa.int32()), "item references, oldest first"),
+        _field("times", pa.list_(pa.int64()), "unix seconds of each event; null where unknown"),
+        _field("values", pa.list_(pa.float32()), "value of each event; null where there is none"),
+    ]
+)
+
+SHARD_USERS = pa.schema(
+    [
+        _field("user_id", pa.string(), "id, as in events"),
+        _field("split", pa.int8(), "0 train, 1 validation, 2 test; a function of the user id and the split seed"),
+        _field("histories", pa.list_(HISTORY), "one entry per service in which the user has events, by service index"),
+        _field("labels", pa.map_(pa.string(), pa.string()), "profile labels: name -> value (empty when unknown)"),
+    ]
+)
+
+SHARD_ITEMS_TEXT = pa.schema(
+    [
+        _field("item_id", pa.string(), "id, as in items"),
+        _field("text", pa.string(), "item_text"),
+    ]
+)
+
+SHARD_ITEMS = pa.schema(
+    [
+        _field("item_id", pa.string(), "id, as in items"),
+        _field("tokens", pa.list_(pa.int32()), "item_tokens: ids of the manifest's tokenizer, at least one"),
+    ]
+)
+
+
+def user_embeddings(embedding_dim: int, dtype: str) -> pa.Schema:
+    """Schema of a published user embedding table.
+
+    Args:
+        embedding_dim: width of the vectors, > 0.
+        dtype: `float32` or `float16`.
+    """
+    value_type = {"float32": pa.float32(), "float16": pa.float16()}.get(dtype)
+    if value_type is None or embedding_dim <= 0:
+        raise ValueError(f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0")
+    return pa.schema(
+        [
+            _field("user_id", pa.string(), "id, as in events"),
+            _field("embedding", pa.list_(value_type, embedding_dim), "user vector, L2 norm 1"),
+            _field("num_events", pa.int32(), "events that the vector was computed from"),
+            _field("last_time", pa.int64(), "unix seconds of the latest event; null where unknown", nullable=True),
+        ]
+    )

@@ -1,0 +1,163 @@
+"""The training loop on Ray Train: restore, iterate, step, validate, checkpoint. The only module that knows Ray Train."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from pydantic import Field
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+
+from userrep.config import Config, ConfigError
+from userrep.data.batch import from_table
+from userrep.data.pool import load_pool
+from userrep.data.stream import execution_options, make_plan, stream_dataset
+from userrep.data.views import ViewConfig
+from userrep.manifest import Manifest, read_manifest
+from userrep.models.clue import Clue, ClueConfig
+from userrep.training.checkpoint import checkpoint_step, latest_checkpoint, restore_checkpoint, save_checkpoint
+from userrep.training.objective import ClueObjective
+from userrep.training.optim import OptimConfig, build_optimizer
+from userrep.training.state import TrainState, train_step
+from userrep.training.tracking import MetricSpool
+from userrep.training.validation import validate
+
+CHECKPOINTS = "checkpoints"
+SPOOL_NAME = "metrics.jsonl"
+COLLECTIVE_TIMEOUT_S = 300  # a rank that is gone becomes an error instead of a hang
+PREFETCH_BATCHES = 4
+
+
+class PretrainConfig(Config):
+    """One pretraining run."""
+
+    model: ClueConfig = ClueConfig()
+    views: ViewConfig = ViewConfig()
+    optim: OptimConfig = OptimConfig()
+    global_batch_size: int = Field(512, ge=2)  # users per optimizer step, over all workers
+    num_steps: int = Field(300, ge=1)
+    validate_every: int = Field(50, ge=1)  # steps between validations, each of which commits a checkpoint
+    pool_size: int = Field(1000, ge=2)  # held-out users of a validation
+    keep_checkpoints: int = Field(2, ge=1)  # newest ones; the best one is kept as well
+    seed: int = 0
+
+
+class WorkersConfig(Config):
+    """Where a run is executed. No part of a run's identity: the result does not depend on it."""
+
+    num_workers: int = Field(1, ge=1)
+    threads: int = Field(0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
+    use_gpu: bool = False
+    max_failures: int = Field(3, ge=-1)  # worker-group restarts from the last checkpoint
+
+
+def preflight(config: PretrainConfig, workers: WorkersConfig, cluster_cpus: float) -> float:
+    """Checks that a run can start. Returns the CPUs to reserve per worker, which leave one for Ray Data.
+
+    Raises:
+        ConfigError: the batch does not divide, or the cluster has no CPU for Ray Data.
+    """
+    if config.global_batch_size % workers.num_workers:
+        size, count = config.global_batch_size, workers.num_workers
+        raise ConfigError(
+            f"pretrain.global_batch_size={size} does not divide over {count} workers: "
+            f"use {size // count * count} or {(size // count + 1) * count}, or another number of workers"
+        )
+    if cluster_cpus < 2:
+        raise ConfigError(
+            f"the Ray cluster has {cluster_cpus:g} CPU, and training and its input need one each: start it with --num-cpus=2"
+        )
+    return min(1.0, (cluster_cpus - 1) / workers.num_workers)
+
+
+def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersConfig) -> None:
+    """Runs (or resumes) a pretraining run to its last step; checkpoints and metrics are left in `run_dir`.
+
+    Args:
+        shards: tokenized shards, absolute path that all nodes share.
+        run_dir: absolute path that all nodes share; one run config only.
+        config: the run.
+        workers: where it runs.
+    """
+    manifest = read_manifest(shards)
+    plan = make_plan(manifest.facts["shards"], config.views, config.global_batch_size, config.seed, config.num_steps)
+    cpus = preflight(config, workers, ray.cluster_resources().get("CPU", 0))
+
+    def remaining() -> ray.data.Dataset:
+        # Called at every start of the worker group; the workers restore the same checkpoint, nobody writes in between.
+        step = checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS))
+        return stream_dataset(shards, manifest.facts["shards"], config.views, plan, workers.num_workers, step)
+
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "shards": str(shards),
+            "run_dir": str(run_dir),
+            "config": config.model_dump(mode="json"),
+            "threads": workers.threads,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker={"CPU": cpus}
+        ),
+        torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        # A name of its own for every attempt: Ray Train must not restore anything, the run's own checkpoints do.
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+        datasets={"train": remaining},
+        dataset_config=DataConfig(datasets_to_split=["train"], execution_options=execution_options()),
+    )
+    trainer.fit()
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """What every worker runs."""
+    config = PretrainConfig.parse(settings["config"])
+    shards, run_dir = Path(settings["shards"]), Path(settings["run_dir"])
+    context = ray.train.get_context()
+    torch.set_num_threads(settings["threads"] or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    manifest = read_manifest(shards)
+    state = build_state(config, manifest)
+    if (checkpoint := latest_checkpoint(run_dir / CHECKPOINTS)) is not None:
+        restore_checkpoint(checkpoint, state)
+    objective = ray.train.torch.prepare_model(ClueObjective(state.model))
+    pool = load_pool(shards, manifest.facts["shards"], config.views, "validation", config.pool_size)
+    spool = MetricSpool(run_dir / SPOOL_NAME) if context.get_world_rank() == 0 else None
+
+    batches = ray.train.get_dataset_shard("train").iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
+    )
+    waiting_since = time.perf_counter()
+    for table in batches:
+        batch = from_table(table)
+        if batch.step != state.step:
+            raise RuntimeError(f"the stream delivered step {batch.step} where step {state.step} is due")
+        started = time.perf_counter()
+        metrics = train_step(objective, state, batch, config.optim, config.num_steps)
+        ended = time.perf_counter()
+        metrics["time/input_wait_s"] = started - waiting_since
+        metrics["time/step_s"] = ended - started
+        is_last = state.step == config.num_steps
+        if is_last or state.step % config.validate_every == 0:
+            metrics |= validate(state.model, pool)
+            if spool is not None:
+                save_checkpoint(run_dir / CHECKPOINTS, state, settings["config"], metrics, config.keep_checkpoints)
+            ray.train.report({"step": state.step, "val_loss": metrics["val/loss"]})
+        if spool is not None:
+            spool.write(state.step, int(time.time() * 1000), metrics, is_durable="val/loss" in metrics)
+        waiting_since = time.perf_counter()
+
+
+def build_state(config: PretrainConfig, manifest: Manifest) -> TrainState:
+    """A freshly initialised model and optimizer; the same numbers in every process for the same seed."""
+    torch.manual_seed(config.seed)
+    model = Clue(config.model, manifest.facts["vocab_size"])
+    return TrainState(model=model, optimizer=build_optimizer(model, config.optim))
+
+

@@ -1,0 +1,51 @@
+"""Loss and retrieval of a model on a pool of held-out users, computed by all workers together."""
+
+import numpy as np
+import torch
+
+from userrep.data.pool import Pool
+from userrep.evaluation.ranking import retrieval_metrics
+from userrep.losses.contrastive import MAX_LOGIT_SCALE
+from userrep.losses.gather import all_gather_uneven, rank, world_size
+from userrep.models.bag_of_tokens import BagOfTokens
+from userrep.models.clue import Clue
+from userrep.training.objective import encode
+
+ENCODE_USERS = 256  # bounds the memory of a forward pass
+
+
+@torch.no_grad()
+def encode_pool(model: Clue | BagOfTokens, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """Anchor and positive vectors, each float32 (P, D). A collective: every rank encodes its part of the pool."""
+    borders = np.linspace(0, len(pool), world_size() + 1).astype(int)
+    anchors, positives = [torch.empty(0, model.dim)], [torch.empty(0, model.dim)]
+    for start in range(borders[rank()], borders[rank() + 1], ENCODE_USERS):
+        stop = min(start + ENCODE_USERS, borders[rank() + 1])
+        anchor, positive = encode(model, pool.batch(start, stop)).chunk(2)
+        anchors.append(anchor)
+        positives.append(positive)
+    return all_gather_uneven(torch.cat(anchors)).numpy(), all_gather_uneven(torch.cat(positives)).numpy()
+
+
+def validate(model: Clue | BagOfTokens, pool: Pool) -> dict[str, float]:
+    """`val/loss` (symmetric InfoNCE with the whole pool as the batch; chance is log P) and `val/recall_at_{1,10}`."""
+    was_training = model.training
+    model.eval()
+    anchor_PD, positive_PD = encode_pool(model, pool)
+    model.train(was_training)
+    scores_PP = anchor_PD @ positive_PD.T
+    scale = min(float(model.logit_scale.exp()), MAX_LOGIT_SCALE)
+    metrics = retrieval_metrics(scores_PP)
+    return {
+        "val/loss": _symmetric_cross_entropy(scale * scores_PP),
+        "val/recall_at_1": metrics["recall_at_1"],
+        "val/recall_at_10": metrics["recall_at_10"],
+        "val/logit_scale": scale,
+    }
+
+
+def _symmetric_cross_entropy(logits_PP: np.ndarray) -> float:
+    logits = torch.from_numpy(logits_PP).double()
+    target = torch.arange(len(logits))
+    loss = torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
+    return float(loss / 2)
