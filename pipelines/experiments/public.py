@@ -1,6 +1,7 @@
 """Runs on public data sets, read from a path on this machine."""
 
 from pipelines.config import JobConfig
+from userrep.data.augment import AugmentConfig
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.split import SplitConfig
 from userrep.data.ingest import IngestConfig
@@ -16,7 +17,7 @@ def parquet() -> JobConfig:
     return JobConfig(
         name="parquet",
         source=ParquetSource(path=DATA),
-        pretrain=PretrainConfig(views=ViewConfig(kinds=("time",), keep_event=0.8), num_steps=500),
+        pretrain=PretrainConfig(views=ViewConfig(kinds=("time",)), augment=AugmentConfig(cut="random", max_events=12), num_steps=500),
     )
 
 
@@ -29,8 +30,8 @@ def yelp2019() -> JobConfig:
         name="yelp2019",
         source=ParquetSource(path=DATA, text_columns=["title", "categories"]),
         pretrain=PretrainConfig(
-            model=ClueConfig(dim=64, max_events=16),
-            views=ViewConfig(kinds=("service", "time"), max_events=16, keep_event=0.7),
+            model=ClueConfig(dim=64, max_events=64),
+            views=ViewConfig(kinds=("service", "time"), max_events=64), augment=AugmentConfig(cut="random", min_keep=0.3, max_events=12, token_drop=0.25),
             num_steps=1000,
         ),
     )
@@ -45,8 +46,8 @@ def amazon2014() -> JobConfig:
         name="amazon2014",
         source=ParquetSource(path=DATA, text_columns=["title|keywords", "categories", "brand"]),
         pretrain=PretrainConfig(
-            model=ClueConfig(dim=128, max_events=16),
-            views=ViewConfig(kinds=("time",), max_events=16, keep_event=0.8),
+            model=ClueConfig(dim=128, max_events=64),
+            views=ViewConfig(kinds=("time",), max_events=64), augment=AugmentConfig(cut="random", max_events=12, token_drop=0.25),
             num_steps=1000,
         ),
     )
@@ -63,7 +64,7 @@ def ml1m() -> JobConfig:
         ingest=IngestConfig(row_group_size=256, split=SplitConfig(validation=0.1, test=0.1)),
         pretrain=PretrainConfig(
             model=ClueConfig(dim=64),
-            views=ViewConfig(kinds=("time",), keep_event=0.5),
+            views=ViewConfig(kinds=("time",)), augment=AugmentConfig(cut="random", min_keep=0.3, max_events=32),
             global_batch_size=256,
             num_steps=300,
         ),

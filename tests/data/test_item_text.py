@@ -1,16 +1,28 @@
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from userrep.data.item_text import column_texts, default_text_columns, item_text, record_text
 
+# A busy machine is no failure.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 VALUES = st.recursive(
-    st.none() | st.text(max_size=12) | st.integers() | st.floats(), lambda inner: st.lists(inner, max_size=3), max_leaves=6
+    st.none() | st.text(max_size=12) | st.integers() | st.floats(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
 )
 
 
 def test_values_join_in_order_and_whitespace_collapses():
-    fields = ("  Hair \t Dryer\n2000W ", None, ["Beauty", "", None, ["Hair", " Care "]], float("nan"), "", 12, {"a": "b"})
+    fields = (
+        "  Hair \t Dryer\n2000W ",
+        None,
+        ["Beauty", "", None, ["Hair", " Care "]],
+        float("nan"),
+        "",
+        12,
+        {"a": "b"},
+    )
     assert item_text(fields) == "Hair Dryer 2000W Beauty Hair Care 12 b"
 
 
@@ -40,6 +52,7 @@ def test_default_columns_are_texts_in_table_order():
     assert default_text_columns(schema, ("item_id", "service")) == ("tags", "title", "kind")
 
 
+@UNTIMED
 @given(st.lists(VALUES, max_size=5))
 def test_is_one_line_and_settled(fields: list[object]):
     text = item_text(fields)
@@ -48,6 +61,7 @@ def test_is_one_line_and_settled(fields: list[object]):
     assert text.split() == [word for field in fields for word in item_text((field,)).split()]
 
 
+@UNTIMED
 @given(st.lists(st.fixed_dictionaries({"a": VALUES, "b": VALUES, "c": VALUES}), max_size=6))
 def test_columns_give_the_same_as_records(records: list[dict[str, object]]):
     columns = {name: [record[name] for record in records] for name in "abc"}

@@ -112,6 +112,8 @@ def test_an_interrupted_publish_keeps_the_old_table_and_a_rerun_completes(
     assert resolve(f"{name}@champion", tracking_uri=sqlite_uri).version == done.version == expected[-1]
     pulled = pull(f"{name}@champion", tmp_path / "pulled", tracking_uri=sqlite_uri)
     assert pulled.manifest.facts["table_sha256"] == done.table_sha256
+    models = fresh_client.search_logged_models([fresh_client.get_experiment_by_name("tables").experiment_id])
+    assert [model.status for model in models if model.name == name] == ["READY"] * len(expected)  # nothing left behind
     run_id = fresh_client.get_model_version(name, str(done.version)).run_id
     assert fresh_client.get_run(run_id).info.status == "FINISHED"
     assert [point.value for point in fresh_client.get_metric_history(run_id, "val/mrr")] == [0.5]

@@ -55,11 +55,9 @@ def assemble_shard(
     keys = user_keys(events["user_id"])
     time_order = pc.fill_null(events["time"], NO_TIME).to_numpy()
     position = pc.fill_null(events["position"], 0).to_numpy()
-    service = pc.index_in(events["service"], value_set=pa.array(services)).to_numpy().astype(np.int8)
+    service = pc.index_in(events["service"], value_set=pa.array(services, pa.string())).to_numpy().astype(np.int8)
     # Rows of one user are found by (key, id): a key alone could collide.
-    _, user_code = np.unique(
-        np.asarray(events["user_id"].to_numpy(zero_copy_only=False), dtype=str), return_inverse=True
-    )
+    user_code = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
 
     # Without a time, the position tells two events apart.
     distinct_position = np.where(time_order == NO_TIME, position, 0)
@@ -216,7 +214,7 @@ def _read_items(directory: Path, wanted: pa.Array) -> pa.Table:
             if pc.any(mask).as_py():
                 found.append(pa.table(batch.filter(mask)).cast(found[0].schema))
     items = pa.concat_tables(found)
-    _, first = np.unique(np.asarray(items["item_id"].to_numpy(zero_copy_only=False), dtype=str), return_index=True)
+    _, first = np.unique(items["item_id"].combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
     return items.take(pa.array(first)).combine_chunks()
 
 

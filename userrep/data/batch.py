@@ -3,6 +3,7 @@
 Legend: `H` histories, `E` events in all of them, `U` unique items, `T` tokens of the unique items, `B` users.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +65,15 @@ def compact(
         items: references into the dictionary, (E,).
         tokens: packed tokens of the dictionary.
         token_offsets: borders of its items.
+        token_filter: what to leave out of the items that are used; default: nothing.
 
     Returns:
         References into the reduced dictionary, its tokens, its borders; all int32.
     """
     used, references = np.unique(items, return_inverse=True)
     positions, offsets = gather_ranges(token_offsets[used], token_offsets[used + 1] - token_offsets[used])
+    if token_filter is not None:
+        positions, offsets = token_filter(positions, offsets)
     return references.astype(np.int32), tokens[positions].astype(np.int32), offsets.astype(np.int32)
 
 

@@ -113,7 +113,8 @@ class Plan:
 def _main_windows(plan: Plan, epoch: int) -> list[np.ndarray]:
     """Row groups of each main window."""
     num_windows = max(1, round(plan.num_samples / (WINDOW_BATCHES * plan.global_batch_size)))
-    order = np.random.default_rng([plan.seed, epoch]).permutation(len(plan.counts))
+    # Not [seed, epoch]: numpy pads it with zeros to the stream of window 0.
+    order = np.random.default_rng([plan.seed, epoch, 0, 2]).permutation(len(plan.counts))
     return np.array_split(order, min(num_windows, len(order)))
 
 

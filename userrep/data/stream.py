@@ -5,6 +5,7 @@ blocks round robin, so with rows ordered by (step, rank) rank r receives batch r
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions
 
+from userrep.data.augment import AugmentConfig, draw_events, drop_tokens
 from userrep.data.batch import UserBatch, from_table, to_table
 from userrep.data.plan import Plan, Window
 from userrep.data.views import (
     Samples,
     ViewConfig,
     build_batch,
-    draw_events,
     list_samples,
     manifest_row_groups,
     merge_row_groups,
@@ -38,14 +39,15 @@ def make_plan(shards: list[dict[str, Any]], views: ViewConfig, global_batch_size
 
 
 def stream_dataset(
-    directory: Path, shards: list[dict[str, Any]], views: ViewConfig, plan: Plan, world_size: int, start_step: int
+    directory: Path, shards: list[dict[str, Any]], views: ViewConfig, augment: AugmentConfig, plan: Plan, world_size: int, start_step: int
 ) -> Dataset:
     """Batches of steps [start_step, plan.num_steps) for all workers, as one dataset over all remaining epochs.
 
     Args:
         directory: tokenized shards.
         shards: shard facts of their manifest.
-        views: which samples, and what is seen of them.
+        views: which samples.
+        augment: what is seen of them.
         plan: the order.
         world_size: number of workers; divides the global batch.
         start_step: first step that is still to be taken.
@@ -60,20 +62,20 @@ def stream_dataset(
     def prepare(rows: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         epoch, index = windows[int(rows["id"][0])]
         yield from window_batches(
-            directory, row_groups, views, plan, plan.window(epoch, index), world_size, start_step
+            directory, row_groups, views, augment, plan, plan.window(epoch, index), world_size, start_step
         )
 
     return ray.data.range(len(windows), override_num_blocks=len(windows)).map_batches(prepare, batch_size=1)
 
 
 def local_batches(
-    directory: Path, shards: list[dict[str, Any]], views: ViewConfig, plan: Plan, start_step: int = 0
+    directory: Path, shards: list[dict[str, Any]], views: ViewConfig, augment: AugmentConfig, plan: Plan, start_step: int = 0
 ) -> Iterator[UserBatch]:
     """The same batches for a single worker, prepared in this process; needs no Ray."""
     row_groups = [(shard, number) for shard, number, _ in manifest_row_groups(shards)]
     for epoch, index in plan.windows(start_step):
         window = plan.window(epoch, index)
-        for table in window_batches(directory, row_groups, views, plan, window, 1, start_step):
+        for table in window_batches(directory, row_groups, views, augment, plan, window, 1, start_step):
             yield from_table(table)
 
 
@@ -88,6 +90,7 @@ def window_batches(
     directory: Path,
     row_groups: list[tuple[int, int]],
     views: ViewConfig,
+    augment: AugmentConfig,
     plan: Plan,
     window: Window,
     world_size: int,
@@ -108,11 +111,12 @@ def window_batches(
     for local_step in range(window.num_steps):
         step = window.first_step + local_step
         global_samples: Samples = samples.take(order[local_step * plan.global_batch_size :][: plan.global_batch_size])
-        events = draw_events(global_samples, views, rng)
+        events = draw_events(global_samples, augment, rng)
         if not start_step <= step < plan.num_steps:
             continue
         size = plan.global_batch_size // world_size
+        token_filter = partial(drop_tokens, probability=augment.token_drop, seed=step) if augment.token_drop else None
         for rank in range(world_size):
             start, stop = rank * size, (rank + 1) * size
             mine = global_samples.take(np.arange(start, stop))
-            yield to_table(build_batch(group, mine, events.of_users(start, stop), step))
+            yield to_table(build_batch(group, mine, events.of_users(start, stop), step, token_filter))

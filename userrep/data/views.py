@@ -11,7 +11,7 @@ from pydantic import Field
 
 from userrep.config import Config
 from userrep.data.assemble import items_file, users_file
-from userrep.data.batch import HistoryBatch, UserBatch, compact, gather_ranges
+from userrep.data.batch import HistoryBatch, TokenFilter, UserBatch, compact, gather_ranges
 from userrep.data.split import SPLITS, user_keys
 
 
@@ -27,7 +27,6 @@ class ViewConfig(Config):
 
     kinds: tuple[ViewKind, ...] = Field(("service",), min_length=1)  # trained on all; measured on the first
     max_events: int = Field(64, ge=1)  # the most recent so many of each view
-    keep_event: float = Field(1.0, gt=0, le=1)  # training only: probability with which each event of a view is seen
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Samples:
     anchor_lengths: np.ndarray
     positive_starts: np.ndarray
     positive_lengths: np.ndarray
+    is_cut: np.ndarray  # both views are parts of one history
 
     def take(self, order: np.ndarray) -> "Samples":
         """The samples at the given positions."""
@@ -133,7 +133,8 @@ def _time_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     lengths = np.diff(group.history_offsets)
     histories = np.flatnonzero((lengths >= 2) & wanted[users])
     starts, lengths = group.history_offsets[histories], lengths[histories]
-    return Samples(users[histories], starts, lengths // 2, starts + lengths // 2, lengths - lengths // 2)
+    half = lengths // 2
+    return Samples(users[histories], starts, half, starts + half, lengths - half, np.ones(len(starts), dtype=bool))
 
 
 def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
@@ -147,7 +148,10 @@ def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
         positives.append((group.user_offsets[members, None] + right).ravel())
     anchor, positive = np.concatenate(anchors), np.concatenate(positives)
     starts, lengths = group.history_offsets[:-1], np.diff(group.history_offsets)
-    return Samples(np.concatenate(users), starts[anchor], lengths[anchor], starts[positive], lengths[positive])
+    is_cut = np.zeros(len(anchor), dtype=bool)
+    return Samples(
+        np.concatenate(users), starts[anchor], lengths[anchor], starts[positive], lengths[positive], is_cut
+    )
 
 
 @dataclass(frozen=True)
@@ -173,19 +177,9 @@ def latest_events(samples: Samples, max_events: int) -> DrawnEvents:
     return DrawnEvents(*gather_ranges(starts + lengths - kept, kept))
 
 
-def draw_events(samples: Samples, views: ViewConfig, rng: np.random.Generator) -> DrawnEvents:
-    """What training sees of every view: the most recent events, each kept with probability `keep_event`, at least one."""
-    latest = latest_events(samples, views.max_events)
-    if views.keep_event == 1:
-        return latest
-    lengths = np.diff(latest.offsets)
-    is_kept = rng.random(len(latest.positions)) < views.keep_event
-    is_kept[latest.offsets[:-1] + rng.integers(0, lengths)] = True
-    num_kept = np.add.reduceat(is_kept.astype(np.int64), latest.offsets[:-1])
-    return DrawnEvents(latest.positions[is_kept], np.concatenate([[0], np.cumsum(num_kept)]))
-
-
-def build_batch(group: RowGroup, samples: Samples, events: DrawnEvents, step: int = 0) -> UserBatch:
+def build_batch(
+    group: RowGroup, samples: Samples, events: DrawnEvents, step: int = 0, token_filter: TokenFilter | None = None
+) -> UserBatch:
     """Turns samples into a batch over the unique items that are seen of them.
 
     Args:
@@ -193,8 +187,11 @@ def build_batch(group: RowGroup, samples: Samples, events: DrawnEvents, step: in
         samples: one per user of the batch.
         events: what is seen of their views.
         step: optimizer step that the batch is for.
+        token_filter: what to leave out of the item dictionary; default: nothing.
     """
-    references, tokens, token_offsets = compact(group.items[events.positions], group.tokens, group.token_offsets)
+    references, tokens, token_offsets = compact(
+        group.items[events.positions], group.tokens, group.token_offsets, token_filter
+    )
     return UserBatch(
         tokens=tokens,
         token_offsets=token_offsets,

@@ -58,13 +58,15 @@ class Limits:
     retries: int
 
 
-METADATA_LIMITS = Limits(timeout_s=5, retries=1)
+READ_LIMITS = Limits(timeout_s=10, retries=1)  # a dead server is reported within 20 s, a refused connection at once
+# MLflow repeats also a POST that timed out; had the server done it, there would be a second version. Rerun instead.
+WRITE_LIMITS = Limits(timeout_s=60, retries=0)
 TRANSFER_LIMITS = Limits(timeout_s=60, retries=3)  # a proxying server answers an upload only after it has stored it
 
 
 @contextmanager
 def connect(
-    tracking_uri: str, *, limits: Limits = METADATA_LIMITS, create: bool = False, verbose: bool = False
+    tracking_uri: str, *, limits: Limits = READ_LIMITS, create: bool = False, verbose: bool = False
 ) -> Iterator[MlflowClient]:
     """Gives a client for one exchange and translates what MLflow raises inside the block.
 

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from userrep.manifest import MANIFEST_NAME, sha256_file
-from userrep.publishing.connection import TABLE_TAG, RegistryError, connect
+from userrep.publishing.connection import TABLE_TAG, WRITE_LIMITS, RegistryError, connect
 from userrep.publishing.runs import finish_run
 from userrep.publishing.upload import Request, make_version
 from userrep.publishing.verify import TABLE_KIND, verify_table
@@ -85,7 +85,7 @@ def publish(
         version = _existing_version(client, request)
     if version is None:
         version = make_version(request, experiment, run_id, artifact_root)
-    with connect(tracking_uri, verbose=verbose) as client:
+    with connect(tracking_uri, limits=WRITE_LIMITS, verbose=verbose) as client:
         finish_run(client, version.run_id, "FINISHED")
         client.set_registered_model_alias(name, alias, str(version.version))
     return Published(name, int(version.version), alias, version.tags["model_id"], request.table_sha256)
@@ -97,7 +97,7 @@ def move_alias(name: str, alias: str, version: int, *, tracking_uri: str, verbos
     Raises:
         RegistryError: there is no such table or version; the alias is where it was.
     """
-    with connect(tracking_uri, verbose=verbose) as client:
+    with connect(tracking_uri, limits=WRITE_LIMITS, verbose=verbose) as client:
         client.get_model_version(name, str(version))
         before = client.get_registered_model(name).aliases.get(alias)
         client.set_registered_model_alias(name, alias, str(version))

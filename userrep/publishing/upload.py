@@ -21,7 +21,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from userrep.manifest import Manifest
-from userrep.publishing.connection import TABLE_TAG, TRANSFER_LIMITS, RegistryError, connect, is_database
+from userrep.publishing.connection import TABLE_TAG, TRANSFER_LIMITS, WRITE_LIMITS, RegistryError, connect, is_database
 from userrep.publishing.runs import experiment_of, finish_run, open_run
 from userrep.publishing.verify import GIVEN_FACTS, TABLE_KIND
 
@@ -59,7 +59,7 @@ def make_version(request: Request, experiment: str, run_id: str | None, artifact
     Raises:
         RegistryError: MLflow could not be reached or refused. A run that was made here is marked FAILED.
     """
-    with connect(request.tracking_uri, create=True, verbose=request.verbose) as client:
+    with connect(request.tracking_uri, limits=WRITE_LIMITS, create=True, verbose=request.verbose) as client:
         experiment_id = experiment_of(client, experiment, run_id, request.tracking_uri, artifact_root)
         model = _earlier_model(client, request, experiment_id)
         run_id = run_id or open_run(
@@ -68,7 +68,7 @@ def make_version(request: Request, experiment: str, run_id: str | None, artifact
     try:
         with connect(request.tracking_uri, limits=TRANSFER_LIMITS, verbose=request.verbose) as client:
             model = _ready_model(client, request, model, experiment_id, run_id)
-        with connect(request.tracking_uri, verbose=request.verbose) as client:
+        with connect(request.tracking_uri, limits=WRITE_LIMITS, verbose=request.verbose) as client:
             for key, value in request.metrics.items():
                 client.log_metric(
                     run_id, key, value, timestamp=model.creation_timestamp, step=0, model_id=model.model_id

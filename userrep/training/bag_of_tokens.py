@@ -35,7 +35,7 @@ def train_bag_of_tokens(
     model = BagOfTokens(manifest.facts["vocab_size"], dim)
     state = TrainState(model=model, optimizer=build_optimizer(model, BAG_OPTIM))
     objective = ClueObjective(model)
-    for batch in local_batches(shards, manifest.facts["shards"], config.views, plan):
+    for batch in local_batches(shards, manifest.facts["shards"], config.views, config.augment, plan):
         train_step(objective, state, batch, BAG_OPTIM, num_steps)
         progress(state.step, num_steps, state.samples_seen)
     return model.eval()

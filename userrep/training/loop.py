@@ -13,6 +13,7 @@ from pydantic import Field
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 
 from userrep.config import Config, ConfigError
+from userrep.data.augment import AugmentConfig
 from userrep.data.batch import from_table
 from userrep.data.pool import load_pool
 from userrep.data.stream import execution_options, make_plan, stream_dataset
@@ -37,6 +38,7 @@ class PretrainConfig(Config):
 
     model: ClueConfig = ClueConfig()
     views: ViewConfig = ViewConfig()
+    augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     global_batch_size: int = Field(512, ge=2)  # users per optimizer step, over all workers
     num_steps: int = Field(300, ge=1)
@@ -90,7 +92,9 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
     def remaining() -> ray.data.Dataset:
         # Called at every start of the worker group; the workers restore the same checkpoint, nobody writes in between.
         step = checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS))
-        return stream_dataset(shards, manifest.facts["shards"], config.views, plan, workers.num_workers, step)
+        return stream_dataset(
+            shards, manifest.facts["shards"], config.views, config.augment, plan, workers.num_workers, step
+        )
 
     trainer = ray.train.torch.TorchTrainer(
         train_worker,

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from userrep.config import ConfigError
 from userrep.data.sources.amazon import AmazonSource
 
 
-def lines(*records: dict[str, object]) -> str:
+def lines(*records: Mapping[str, object]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
@@ -36,7 +37,9 @@ def test_2014_metadata_are_python_literals(tmp_path: Path):
 
 def test_reviews_of_2014_and_2018_one_service_per_category(tmp_path: Path):
     review = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1378425600, "reviewText": "ok"}
-    write(tmp_path / "reviews_Beauty_5.json.gz", lines(review, review | {"unixReviewTime": None}, review | {"asin": None}))
+    write(
+        tmp_path / "reviews_Beauty_5.json.gz", lines(review, review | {"unixReviewTime": None}, review | {"asin": None})
+    )
     write(tmp_path / "Toys.json", lines(review | {"overall": None}, review | {"overall": "NaN"}) + "{]\n")
     source = AmazonSource(path=tmp_path, categories=("Toys", "Beauty"))
     assert source.services() == ["Toys", "Beauty"]
@@ -59,11 +62,19 @@ def test_2023_counts_milliseconds_and_parents(tmp_path: Path):
     review = {"user_id": "A1", "asin": "C1", "parent_asin": "P1", "rating": 4.0, "timestamp": 1588687728923}
     planted = [review | {"timestamp": time} for time in ("1588687728923", None, True, -1)]
     write(tmp_path / "All_Beauty.jsonl.gz", lines(review, *planted))
-    metadata = {"parent_asin": "P1", "title": "Dryer", "store": "Howard", "categories": [], "main_category": "All Beauty"}
+    metadata = {
+        "parent_asin": "P1",
+        "title": "Dryer",
+        "store": "Howard",
+        "categories": [],
+        "main_category": "All Beauty",
+    }
     write(tmp_path / "meta_All_Beauty.jsonl.gz", lines(metadata))
     source = AmazonSource(path=tmp_path, categories=("All_Beauty",))
     good, faults = read(source, "events")
-    assert [(row["user_id"], row["item_id"], row["time"], row["value"]) for row in good] == [("A1", "P1", 1588687728, 4.0)]
+    assert [(row["user_id"], row["item_id"], row["time"], row["value"]) for row in good] == [
+        ("A1", "P1", 1588687728, 4.0)
+    ]
     assert faults == [("All_Beauty.jsonl.gz", line, "bad_time") for line in (2, 3, 4, 5)]
     assert [row["text"] for row in read(source, "items")[0]] == ["Dryer Howard All Beauty"]
 

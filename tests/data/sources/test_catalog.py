@@ -37,5 +37,5 @@ def test_sources_survive_the_round_trip_through_plain_values(source: Any):
 def test_overrides_and_unknown_kinds():
     stage = Stage().with_overrides(["source.num_users=7", "source.seed=1"])
     assert stage.source == SyntheticSource(num_users=7, seed=1)
-    with pytest.raises(ValidationError, match="synthetic.*parquet.*delimited.*movielens.*amazon"):
+    with pytest.raises(ValidationError, match=r"synthetic.*parquet.*delimited.*movielens.*amazon"):
         Stage.model_validate({"source": {"kind": "excel"}})

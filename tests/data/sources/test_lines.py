@@ -20,9 +20,13 @@ def read(path: Path, encoding: Encoding = "utf-8") -> tuple[list[tuple[int, str]
     return good, bad
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150, deadline=None
+)
 @given(
-    rows=st.lists(st.sampled_from([b"", b"abc", b"x" * 30, "é€".encode(), b"\xff\xfe", b"  ", b"a\x85b", b"cr\r"])),
+    rows=st.lists(
+        st.sampled_from([b"", b"abc", b"x" * 30, "\xe9\u20ac".encode(), b"\xff\xfe", b"  ", b"a\x85b", b"cr\r"])
+    ),
     has_end=st.booleans(),
     span_bytes=st.integers(1, 80),
     block_bytes=st.integers(1, 40),
@@ -73,10 +77,10 @@ def test_byte_order_mark_is_no_text(tmp_path: Path):
 
 
 def test_latin_1(tmp_path: Path):
-    path = write(tmp_path / "file.txt", "Misérables\n", "latin-1")
-    assert read(path, "latin-1")[0] == [(1, "Misérables")]
+    path = write(tmp_path / "file.txt", "Mis\xe9rables\n", "latin-1")
+    assert read(path, "latin-1")[0] == [(1, "Mis\xe9rables")]
     assert read(path)[1] == [(1, "bad_encoding", "Mis\\xe9rables")]
-    with pytest.raises(ConfigError, match="line 1 of .* is not utf-8"):
+    with pytest.raises(ConfigError, match=r"line 1 of .* is not utf-8"):
         first_line(path, "utf-8")
 
 

@@ -11,9 +11,12 @@ from userrep.data.sources.parquet import ParquetSource
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_1m(tmp_path: Path, end: str):
-    movies = "1::Toy Story (1995)::Animation|Children's|Comedy\n73::Misérables, Les (1995)::Drama\n4::Short\n::None::Drama\n"
+    movies = "1::Toy Story (1995)::Animation|Children's|Comedy\n73::Mis\xe9rables, Les (1995)::Drama\n"
+    movies += "4::Short\n::None::Drama\n"
     write(tmp_path / f"movies.dat{end}", movies, "latin-1")
-    write(tmp_path / f"ratings.dat{end}", "1::73::5::978300760\n1::1::x::978302109\n2::1::3::\n2::1::3\n6040::1::4::0\n")
+    write(
+        tmp_path / f"ratings.dat{end}", "1::73::5::978300760\n1::1::x::978302109\n2::1::3::\n2::1::3\n6040::1::4::0\n"
+    )
     users = "1::F::1::10::48067\n2::M::56::20::70072\n3::M::25::99::00000\n4::M::25\n"
     write(tmp_path / f"users.dat{end}", users)
     source = MovieLensSource(path=tmp_path)
@@ -22,7 +25,7 @@ def test_1m(tmp_path: Path, end: str):
     good, faults = read(source, "items")
     assert [(row["item_id"], row["text"], row["line"]) for row in good] == [
         ("1", "Toy Story (1995) Animation Children's Comedy", 1),
-        ("73", "Misérables, Les (1995) Drama", 2),
+        ("73", "Mis\xe9rables, Les (1995) Drama", 2),
     ]
     assert faults == [("movies.dat", 3, "broken_line"), ("movies.dat", 4, "missing_id")]
 
@@ -31,7 +34,9 @@ def test_1m(tmp_path: Path, end: str):
         ("1", "73", "rating", 978300760, 5.0),
         ("6040", "1", "rating", 0, 4.0),
     ]
-    assert faults == [("ratings.dat", line, reason) for line, reason in ((2, "bad_value"), (3, "bad_time"), (4, "broken_line"))]
+    assert faults == [
+        ("ratings.dat", line, reason) for line, reason in ((2, "bad_value"), (3, "bad_time"), (4, "broken_line"))
+    ]
 
     good, faults = read(source, "users")
     assert [(row["user_id"], dict(row["labels"])) for row in good] == [
@@ -43,14 +48,15 @@ def test_1m(tmp_path: Path, end: str):
 
 
 def test_25m(tmp_path: Path):
-    movies = 'movieId,title,genres\n1,Toy Story (1995),Adventure|Animation\n2,"Misérables, Les (1995)",(no genres listed)\n3,"Bad\n'
+    movies = "movieId,title,genres\n1,Toy Story (1995),Adventure|Animation\n"
+    movies += '2,"Mis\xe9rables, Les (1995)",(no genres listed)\n3,"Bad\n'
     write(tmp_path / "movies.csv", movies.replace("\n", "\r\n"))
     write(tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,2,3.5,1147880044\n1,2,3.5\n1,2,,1147880045\n")
     source = MovieLensSource(path=tmp_path)
     good, faults = read(source, "items")
     assert [(row["item_id"], row["text"], row["line"]) for row in good] == [
         ("1", "Toy Story (1995) Adventure Animation", 2),
-        ("2", "Misérables, Les (1995)", 3),
+        ("2", "Mis\xe9rables, Les (1995)", 3),
     ]
     assert faults == [("movies.csv", 4, "broken_line")]
     good, faults = read(source, "events")

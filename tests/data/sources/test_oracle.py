@@ -31,7 +31,10 @@ def test_likelihood_is_that_of_the_softmax_over_all_items():
     ids = ["user-0000003", f"user-{CHUNK_USERS + 1:07d}"]
     period_s = source.period_days * DAY_S
     histories = [
-        History(["shop-0000004", "search-0000029", "shop-0000004"], [START_TIME, START_TIME + 5 * period_s, START_TIME + period_s]),
+        History(
+            ["shop-0000004", "search-0000029", "shop-0000004"],
+            [START_TIME, START_TIME + 5 * period_s, START_TIME + period_s],
+        ),
         History(["shop-0000000"], [START_TIME + 12 * period_s - 1]),
         History([], []),
     ]
@@ -56,7 +59,7 @@ def test_likelihood_is_that_of_the_softmax_over_all_items():
 
 
 def test_scores_subtract_the_mean_likelihood():
-    source = SyntheticSource(num_users=30, num_items=50, events_per_user=6)
+    source = SyntheticSource(num_users=30, num_items=50, num_topics=8, events_per_user=6)
     ids, histories = histories_of(source, "shop", 30)
     likelihood = oracle_log_likelihood(source, ids, histories)
     expected = likelihood - np.log(np.exp(likelihood).mean(axis=0))
@@ -113,6 +116,6 @@ def test_drift_matters():
     ],
 )
 def test_foreign_ids_and_times_are_errors(user_id: str, item_id: str, time: int):
-    source = SyntheticSource(num_users=100, num_items=50)
-    with pytest.raises(ValueError, match="of this source|histories hold"):
+    source = SyntheticSource(num_users=100, num_items=50, num_topics=8)
+    with pytest.raises(ValueError, match=r"of this source|histories hold"):
         oracle_log_likelihood(source, [user_id], [History([item_id], [time])])

@@ -13,6 +13,7 @@ from tests.support.shared_data import shared_data
 from userrep.config import ConfigError
 from userrep.data.sources import parquet_file
 from userrep.data.sources.parquet import ParquetSource
+from userrep.data.sources.source import TableName
 from userrep.data.sources.validate import MAX_BATCH_ROWS
 
 NAN, INF = float("nan"), float("inf")
@@ -87,7 +88,9 @@ def test_values_are_read_exactly(tmp_path: Path):
 def test_columns_may_have_other_names_and_services_may_be_absent(tmp_path: Path):
     moment = [datetime(2019, 1, 1, tzinfo=UTC)] * 2
     write(tmp_path / "log.parquet", {"u": ["u1", "u2"], "i": [5, 6], "t": moment})
-    source = ParquetSource(path=tmp_path, events="log.parquet", user_id="u", item_id="i", time="t", default_service="buy")
+    source = ParquetSource(
+        path=tmp_path, events="log.parquet", user_id="u", item_id="i", time="t", default_service="buy"
+    )
     assert source.services() == ["buy"]
     good, faults = read(source, "events")
     assert [(row["user_id"], row["item_id"], row["service"], row["time"]) for row in good] == [
@@ -134,7 +137,10 @@ def test_users_labels_are_strings_without_nulls(tmp_path: Path):
     users = {"user_id": ["u1", "u2", ""], "age": [30, None, 1], "score": [0.5, NAN, 1.0], "city": ["", "Seoul", "x"]}
     write(tmp_path / "users.parquet", users)
     good, faults = read(ParquetSource(path=tmp_path), "users")
-    assert [(row["user_id"], dict(row["labels"])) for row in good] == [("u1", {"age": "30", "score": "0.5"}), ("u2", {"city": "Seoul"})]
+    assert [(row["user_id"], dict(row["labels"])) for row in good] == [
+        ("u1", {"age": "30", "score": "0.5"}),
+        ("u2", {"city": "Seoul"}),
+    ]
     assert faults == [("users.parquet", 3, "missing_id")]
     good, _ = read(ParquetSource(path=tmp_path, label_columns=("city",)), "users")
     assert [dict(row["labels"]) for row in good] == [{}, {"city": "Seoul"}]
@@ -142,7 +148,9 @@ def test_users_labels_are_strings_without_nulls(tmp_path: Path):
     assert [dict(row["labels"]) for row in good] == [{}, {}]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=25, deadline=None
+)
 @given(row_group_size=st.integers(1, 50), slice_rows=st.integers(1, 60), num_files=st.integers(1, 3))
 def test_division_into_row_groups_parts_and_files_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_group_size: int, slice_rows: int, num_files: int
@@ -190,7 +198,7 @@ def test_what_cannot_be_read_at_all_is_a_config_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="neither 'timestamp' nor 'pos'"):
         source.parts("events")
     write(tmp_path / "events.parquet", events(user_id=[1.0, 2.0, 3.0]))
-    with pytest.raises(ConfigError, match="'user_id' of .* is of type double, not id"):
+    with pytest.raises(ConfigError, match=r"'user_id' of .* is of type double, not id"):
         source.parts("events")
     write(tmp_path / "items.parquet", {"item_id": ["1"], "price": [1.0]})
     with pytest.raises(ConfigError, match="has no text column"):
@@ -216,7 +224,8 @@ def test_what_cannot_be_read_at_all_is_a_config_error(tmp_path: Path):
 def test_real_sets_are_read_whole(name: str, services: list[str], num_items: int, num_events: int, num_users: int):
     source = ParquetSource(path=shared_data(name))
     assert source.services() == services
-    for table, expected in (("items", num_items), ("events", num_events), ("users", num_users)):
+    counts: dict[TableName, int] = {"items": num_items, "events": num_events, "users": num_users}
+    for table, expected in counts.items():
         rows, rejected = read_tables(source, table)
         assert (rows.num_rows, rejected.num_rows) == (expected, 0)
 

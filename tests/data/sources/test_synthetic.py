@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 
 from tests.data.sources.reading import read_part, read_tables
+from userrep.config import ConfigError
+from userrep.data.sources import synthetic
 from userrep.data.sources.source import TableName
 from userrep.data.sources.synthetic import (
     AGE_BANDS,
@@ -38,7 +40,9 @@ def test_more_users_leave_the_earlier_ones_as_they_are(table: TableName):
     first, _ = read_part(more.parts(table)[0], table)
     assert first.slice(0, few.num_rows).equals(few)
     second, _ = read_part(more.parts(table)[1], table)
-    assert set(second["user_id"].to_pylist()) == {f"user-{number:07d}" for number in range(CHUNK_USERS, CHUNK_USERS + 5)}
+    assert set(second["user_id"].to_pylist()) == {
+        f"user-{number:07d}" for number in range(CHUNK_USERS, CHUNK_USERS + 5)
+    }
 
 
 def test_events_refer_to_items_of_their_service_in_order_of_time():
@@ -74,9 +78,18 @@ def test_item_chunks_are_cut_at_the_last_item():
 
 @pytest.mark.parametrize("num_items", [1, 5, 64])
 def test_worlds_with_hardly_any_items(num_items: int):
-    events, _ = read_tables(SyntheticSource(num_users=20, num_items=num_items), "events")
+    source = SyntheticSource(num_users=20, num_items=num_items, num_topics=num_items)
+    events, _ = read_tables(source, "events")
     allowed = {f"{name}-{number:07d}" for name in SERVICES for number in range(num_items)}
     assert set(events["item_id"].to_pylist()) <= allowed
+    with pytest.raises(ConfigError, match=f"num_items {num_items} < num_topics {num_items + 1}"):
+        SyntheticSource.parse({"num_items": num_items, "num_topics": num_items + 1})
+
+
+def test_drawing_in_blocks_of_users_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    whole, _ = read_tables(SMALL, "events")
+    monkeypatch.setattr(synthetic, "MAX_PROBABILITIES", 100 * SMALL.num_periods * SMALL.num_topics)
+    assert read_tables(SMALL, "events")[0].equals(whole)
 
 
 def test_texts_share_the_words_of_their_topic_across_services():

@@ -40,7 +40,9 @@ class AmazonSource(Config):
     reviews: str | None = None
     metadata: str | None = None
     # Keys of a metadata record, alternatives by `|` (the names differ by year)
-    text_columns: tuple[str, ...] = Field(("title", "brand|store", "categories|category|main_category"), min_length=1)
+    text_columns: tuple[str, ...] = Field(
+        default=("title", "brand|store", "categories|category|main_category"), min_length=1
+    )
 
     def services(self) -> list[str]:
         """The categories, in the order given."""

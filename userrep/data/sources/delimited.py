@@ -74,8 +74,8 @@ class DelimitedSource(Config):
     events: EventFiles = EventFiles()
     items: ItemFiles = ItemFiles()
     users: UserFiles | None = None
-    service_names: tuple[str, ...] = Field(("event",), min_length=1)
-    delimiter: str | None = Field(None, min_length=1, max_length=1)  # None: comma, in .tsv a tab
+    service_names: tuple[str, ...] = Field(default=("event",), min_length=1)
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)  # None: comma, in .tsv a tab
     encoding: Encoding = "utf-8"
 
     @model_validator(mode="after")

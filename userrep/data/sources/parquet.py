@@ -46,9 +46,9 @@ class ParquetSource(Config):
     time_unit: TimeUnit = "s"  # of a time column of numbers or strings
     default_service: str = "event"  # of every event, when there is no service column
     # None: the distinct values of the service column, sorted; finding them reads that column once
-    service_names: tuple[str, ...] | None = Field(None, min_length=1)
+    service_names: tuple[str, ...] | None = Field(default=None, min_length=1)
     # Alternatives by `|`; None: all string and list-of-string columns but the item id and the service
-    text_columns: tuple[str, ...] | None = Field(None, min_length=1)
+    text_columns: tuple[str, ...] | None = Field(default=None, min_length=1)
     # None: all columns of users but the id
     label_columns: tuple[str, ...] | None = None
 

@@ -20,6 +20,7 @@ from userrep.schema import EVENTS, ITEMS, REJECTED, USERS
 
 START_TIME = 1_704_067_200  # 2024-01-01 00:00 UTC, the first period's begin
 DAY_S = 86_400
+MAX_PROBABILITIES = 1 << 21  # held at once: 16 MiB, a few times over
 MAX_EVENTS_FACTOR = 16  # a history ends at this many times the mean, which bounds the memory of a part
 GENDERS = ("F", "M")
 AGE_BANDS = ("under 20", "20s", "30s", "40s", "50s", "60+")
@@ -38,10 +39,10 @@ class SyntheticSource(WorldConfig):
     """
 
     kind: Literal["synthetic"] = "synthetic"
-    num_users: int = Field(20_000, ge=1)
-    events_per_user: float = Field(24.0, ge=1)  # mean, per service
-    events_spread: float = Field(0.5, ge=0, le=2)  # standard deviation of the log of their number
-    label_noise: float = Field(0.5, ge=0)  # standard deviation, where what a label depends on has 1
+    num_users: int = Field(default=20_000, ge=1)
+    events_per_user: float = Field(default=24.0, ge=1, le=1000)  # mean, per service; the memory of a part grows with it
+    events_spread: float = Field(default=0.5, ge=0, le=2)  # standard deviation of the log of their number
+    label_noise: float = Field(default=0.5, ge=0)  # standard deviation, where what a label depends on has 1
 
     def services(self) -> list[str]:
         """`search` and `shop`."""
@@ -115,13 +116,7 @@ def _events(source: SyntheticSource, chunk: int) -> Iterator[Parsed]:
     rng = generator(source.seed, "events", chunk)
     uniform = rng.random((2, len(owner)))
     quantity = rng.geometric(0.8, len(owner)).astype(np.float32)
-    cells = user * source.num_periods + time // (source.period_days * DAY_S)
-    interests = world.interests(chunk)
-    topics = np.empty(len(owner), np.int64)
-    for index in range(len(SERVICES)):
-        mine = service == index
-        probabilities = np.exp(world.topic_log_probs(interests, index)).reshape(-1, source.num_topics)
-        topics[mine] = _draw_topics(probabilities, cells[mine], uniform[0, mine])
+    topics = _draw_topics(world, world.interests(chunk), owner, time // (source.period_days * DAY_S), uniform[0])
     items = world.draw_items(topics, uniform[1])
     history_starts = np.flatnonzero(np.diff(owner, prepend=-1))
     position = np.arange(len(owner)) - history_starts[owner]  # every owner has events
@@ -150,8 +145,27 @@ def _draw_times(source: SyntheticSource, chunk: int) -> tuple[np.ndarray, np.nda
     return np.divmod(np.sort(owner * horizon + rng.integers(0, horizon, len(owner))), horizon)
 
 
-def _draw_topics(probabilities: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """One topic for each event from its row of probabilities (rows, T), from uniform numbers in [0, 1)."""
+def _draw_topics(
+    world: World, interests: np.ndarray, owner: np.ndarray, period: np.ndarray, uniform: np.ndarray
+) -> np.ndarray:
+    """A topic for each event, events sorted by owner, from the interests (U, K, D) and uniform numbers in [0, 1)."""
+    topics = np.empty(len(owner), np.int64)
+    user, service = np.divmod(owner, len(SERVICES))
+    num_periods, num_topics = world.config.num_periods, world.config.num_topics
+    # The probabilities of every user, period and topic at once could be gigabytes.
+    block = max(1, MAX_PROBABILITIES // (num_periods * num_topics))
+    for begin in range(0, len(interests), block):
+        low, high = np.searchsorted(user, [begin, begin + block])
+        for index in range(len(SERVICES)):
+            mine = low + np.flatnonzero(service[low:high] == index)
+            log_probs = world.topic_log_probs(interests[begin : begin + block], index)
+            rows = (user[mine] - begin) * num_periods + period[mine]
+            topics[mine] = _draw_from_rows(np.exp(log_probs).reshape(-1, num_topics), rows, uniform[mine])
+    return topics
+
+
+def _draw_from_rows(probabilities: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """A column for each entry of `rows` from that row of probabilities (rows, T)."""
     num_topics = probabilities.shape[1]
     # Row r's cumulative sums, raised by r, make one ascending sequence: one search serves all events.
     cumulative = np.cumsum(probabilities, axis=1) + np.arange(len(probabilities))[:, None]

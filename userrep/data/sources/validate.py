@@ -100,6 +100,7 @@ def _check_events(batch: Batch, rules: Rules) -> Parsed:
     value, is_infinite = to_floats(columns.get("value", absent))
     is_unordered = _is_null(time.values) & _is_null(position.values)
     is_known = pc.is_in(services, value_set=pa.array(rules.services, pa.string()))
+    # In order of precedence: an unreadable position comes before the missing order that it causes.
     faults: list[tuple[Reason, np.ndarray]] = [
         ("missing_id", _is_null(user_ids) | _is_null(item_ids)),
         ("unknown_service", ~_mask(is_known)),

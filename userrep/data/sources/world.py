@@ -15,10 +15,10 @@ Shapes: `U` users of a chunk, `K` periods, `D` interest_dim, `S` services, `T` t
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from userrep.config import Config
 
@@ -36,18 +36,24 @@ _STREAMS: tuple[Stream, ...] = ("topics", "words", "items", "interests", "labels
 class WorldConfig(Config):
     """What is the same for every user of a synthetic world."""
 
-    seed: int = Field(0, ge=0)
-    num_items: int = Field(20_000, ge=1)  # per service
-    num_topics: int = Field(64, ge=1, le=4096)
-    num_departments: int = Field(8, ge=1)  # groups of related topics, which share a word
-    interest_dim: int = Field(8, ge=NUM_LABEL_DIRECTIONS, le=1024)
+    seed: int = Field(default=0, ge=0)
+    num_items: int = Field(default=20_000, ge=1)  # per service
+    num_topics: int = Field(default=64, ge=1, le=4096)
+    num_departments: int = Field(default=8, ge=1)  # groups of related topics, which share a word
+    interest_dim: int = Field(default=8, ge=NUM_LABEL_DIRECTIONS, le=64)
     # 0: no user has any taste. At the defaults the oracle finds a user's shop history among 1,000 at recall@10 of .93.
-    sharpness: float = Field(1.2, ge=0)
-    drift: float = Field(0.04, ge=0, le=1)  # 1 - correlation of an interest in one period and the next
-    num_periods: int = Field(12, ge=1, le=1000)
-    period_days: int = Field(30, ge=1)
-    popularity_exponent: float = Field(1.0, ge=0)  # Zipf's a, within a topic
-    topic_popularity_exponent: float = Field(0.5, ge=0)  # Zipf's a of the topics themselves
+    sharpness: float = Field(default=1.2, ge=0)
+    drift: float = Field(default=0.04, ge=0, le=1)  # 1 - correlation of an interest in one period and the next
+    num_periods: int = Field(default=12, ge=1, le=120)
+    period_days: int = Field(default=30, ge=1)
+    popularity_exponent: float = Field(default=1.0, ge=0)  # Zipf's a, within a topic
+    topic_popularity_exponent: float = Field(default=0.5, ge=0)  # Zipf's a of the topics themselves
+
+    @model_validator(mode="after")
+    def _items_for_every_topic(self) -> Self:
+        if self.num_items < self.num_topics:
+            raise ValueError(f"num_items {self.num_items} < num_topics {self.num_topics}: a topic needs an item")
+        return self
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,6 @@ def _build(config_json: str) -> World:
     zipf = np.arange(1, topics + 1) ** -config.topic_popularity_exponent
     weights = np.stack([rng.permutation(zipf) for _ in SERVICES])
     sizes = config.num_items // topics + (np.arange(topics) < config.num_items % topics)
-    # A topic without items cannot be drawn; only worlds with fewer items than topics have any.
-    weights[:, sizes == 0] = np.finfo(np.float64).tiny
     directions, _ = np.linalg.qr(rng.standard_normal((config.interest_dim, NUM_LABEL_DIRECTIONS)))
     words = _words(generator(config.seed, "words"), departments + topics * (1 + NOUNS + BRANDS + ADJECTIVES))
     cuts = np.cumsum([departments, topics, topics * NOUNS, topics * BRANDS])

@@ -1,0 +1,81 @@
+"""What training sees of a sample: seeded, drawn for the global batch, so independent of the number of workers."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from userrep.config import Config
+from userrep.data.batch import gather_ranges
+from userrep.data.split import unit_interval
+from userrep.data.views import DrawnEvents, Samples
+
+
+class AugmentConfig(Config):
+    """Training only; validation, test and inference always see the most recent `views.max_events` events."""
+
+    cut: Literal["half", "random"] = "half"  # `time` views: the two halves as they are, or a random partition
+    min_keep: float = Field(1.0, gt=0, le=1)  # share of its events that a view keeps: uniform in [min_keep, 1]
+    max_events: int = Field(64, ge=1)  # of a view; a random choice of so many
+    token_drop: float = Field(0.0, ge=0, lt=1)  # probability of leaving out a token of an item
+
+
+def draw_events(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> DrawnEvents:
+    """Draws which events each view keeps, in their order; every view keeps at least one."""
+    num_samples = len(samples.users)
+    starts = np.concatenate([samples.anchor_starts, samples.positive_starts])
+    lengths = np.concatenate([samples.anchor_lengths, samples.positive_lengths])
+    positions, offsets = gather_ranges(starts, lengths)
+    view = np.repeat(np.arange(2 * num_samples), lengths)
+    if config.cut == "random":
+        view = _repartition(samples, view, positions, rng)
+        lengths = np.bincount(view, minlength=2 * num_samples)
+
+    share = rng.uniform(config.min_keep, 1.0, size=2 * num_samples)
+    num_kept = np.clip(np.ceil(share * lengths).astype(np.int64), 1, config.max_events)
+    by_luck = np.lexsort((rng.random(len(view)), view))
+    view, positions = view[by_luck], positions[by_luck]
+    is_kept = _rank_within(lengths) < num_kept[view]
+    view, positions = view[is_kept], positions[is_kept]
+    in_order = np.lexsort((positions, view))
+    counts = np.bincount(view, minlength=2 * num_samples)
+    return DrawnEvents(positions[in_order], np.concatenate([[0], np.cumsum(counts)]))
+
+
+def drop_tokens(
+    positions: np.ndarray, offsets: np.ndarray, probability: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leaves out tokens of an item dictionary; every item keeps at least one.
+
+    Args:
+        positions: of the tokens in a dictionary that all workers share; a token's fate depends on it and the seed alone.
+        offsets: borders of the items.
+        probability: of leaving out a token.
+        seed: of the step.
+
+    Returns:
+        The positions that stay, and the borders of the items in them.
+    """
+    luck = unit_interval(positions.astype(np.uint64), seed)
+    is_kept = luck >= probability
+    # The luckiest token of each item stays whatever its luck is.
+    is_kept |= luck == np.repeat(np.maximum.reduceat(luck, offsets[:-1]), np.diff(offsets))
+    counts = np.add.reduceat(is_kept.astype(np.int64), offsets[:-1])
+    return positions[is_kept], np.concatenate([[0], np.cumsum(counts)])
+
+
+def _repartition(samples: Samples, view: np.ndarray, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """New view of each event: of a cut history, a random half (rounded up or down at random) becomes the anchor."""
+    num_samples = len(samples.users)
+    sample = view % num_samples
+    sizes = samples.anchor_lengths + samples.positive_lengths
+    order = np.lexsort((rng.random(len(view)), sample))
+    num_anchor = (sizes + rng.integers(0, 2, size=num_samples)) // 2
+    is_positive = np.empty(len(view), dtype=bool)
+    is_positive[order] = _rank_within(sizes) >= num_anchor[sample[order]]
+    return np.where(samples.is_cut[sample], sample + num_samples * is_positive, view)
+
+
+def _rank_within(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ..., size - 1 for each of several consecutive groups."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
