@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipelines import pretrain
 from pipelines.job import Job
@@ -24,15 +25,15 @@ from pipelines.mlflow_store import tracking_uri
 from userrep.manifest import IncompleteTableError
 
 REPORT_NAME = "report.html"
-TEMPLATE_NAME = "report.html.j2"
 LABELS = {"tfidf": "TF-IDF", "bag_of_tokens": "bag of tokens", "oracle": "oracle (upper bound)"}
 UPPER_BOUNDS = ("oracle",)  # knows how the synthetic world was generated: a ceiling, not a competitor
 MAX_CURVE_POINTS = 1000  # of a line in a figure; keeps the page small
+BUSY_LOAD = 2.0  # load average per core above which timings are marked; assumption: the job alone makes about 1.3
 
 # Role -> a colour that is legible on white and on black. The page replaces it by the one of its colour scheme.
 COLORS = {"ink": "#76797d", "rule": "#8c8f93", "accent": "#3d7edc", "second": "#d9702b", "bar": "#979ea6"}
 INK_KEYS = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "hatch.color")
-FIGURE_STYLE: dict[str, Any] = {
+FIGURE_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small files, the page's own font
     "svg.hashsalt": "report",  # equal input, equal bytes
     "text.parse_math": False,
@@ -52,56 +53,45 @@ def write_report(job: Job, summary: dict[str, Any]) -> None:
         job: where the tables are; the training curves are read from the encoder's manifest.
         summary: what `summary.json` holds. Sections that are missing are left out of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("pipelines", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": "{:,}".format, "duration": format_seconds, "share": format_share, "gib": format_gib}
-    html = environment.get_template(TEMPLATE_NAME).render(_context(job, summary))
+    environment = Environment(loader=PackageLoader("pipelines", "."), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters |= {"count": "{:,}".format, "duration": format_seconds, "share": format_share}
+    html = environment.get_template("report.html.j2").render(_context(job, summary))
     path = job.workdir / REPORT_NAME
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(html)
-        stream.flush()
-        os.fsync(stream.fileno())
+    temporary.write_text(html, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
-    encoder = summary.get("pretrain", {})
+    sections = {name: summary.get(name) or {} for name in ("pretrain", "data", "table", "pull", "environment")}
+    encoder, environment = sections["pretrain"], sections["environment"]
     systems = {"encoder": encoder} | summary.get("baselines", {}) if "recall_at_10" in encoder else {}
     try:
         facts = job.manifest(pretrain.TABLE).facts
     except IncompleteTableError:
         facts = {}
     curve, config = facts.get("curve", []), job.config.pretrain
-    has_validation = any("val/loss" in point["metrics"] for point in curve)
-    headline, verdict = compare_systems(systems)
     with matplotlib.rc_context(FIGURE_STYLE):
         figures = {
             "retrieval": _retrieval_figure(systems, encoder["pool"]) if systems else None,
-            "loss": _loss_figure(curve, config.global_batch_size, config.pool_size) if curve else None,
-            "recall": _recall_figure(curve, config.pool_size) if has_validation else None,
+            "training": _training_figure(curve, config.global_batch_size, config.pool_size) if curve else None,
             "throughput": _throughput_figure(curve, config.global_batch_size) if curve else None,
             "stages": _stages_figure(summary["stages"]) if summary.get("stages") else None,
         }
     return {
+        **sections,
         "summary": summary,
+        "is_busy": environment.get("load_average_1m", 0) > BUSY_LOAD * environment.get("cores", 1),
         "name": summary.get("config", job.config.name),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "headline": headline,
-        "verdict": verdict,
+        "verdict": compare_systems(systems),
         "figures": figures,
-        "systems": [
-            {"name": _label(name), "interval": _interval(systems[name]), "relation": _relation(systems, name)} | systems[name]
-            for name in _ranked(systems)
-        ],
+        "systems": [(name, _label(name), systems[name], _relation(systems, name)) for name in _ranked(systems)],
+        "batch_size": config.global_batch_size,
         "validation_pool": config.pool_size,
         "run_id": facts.get("run_id"),
-        "pull_commands": _pull_commands(job, summary["table"]) if summary.get("table") else [],
+        "pull_commands": _pull_commands(job, sections["table"]) if sections["table"] else [],
         "config": yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False),
     }
 
@@ -109,11 +99,10 @@ def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
 def compare_systems(systems: dict[str, dict[str, float]]) -> tuple[str, str]:
     """The verdict in words: a headline, and recall@10 of the encoder against every baseline.
 
-    A system counts as above another only where their 95% intervals do not overlap, which is stricter than a test of
-    the difference on the same users.
+    "Above" and "below" need 95% intervals that do not overlap, which is more than a paired test would ask for.
 
     Args:
-        systems: name -> `recall_at_10`, `recall_at_10_low`, `recall_at_10_high`; `encoder` among the names, or empty.
+        systems: retrieval metrics by name, `encoder` among them; or empty.
     """
     if not systems:
         return "Not evaluated", "There is no retrieval result."
@@ -126,18 +115,19 @@ def compare_systems(systems: dict[str, dict[str, float]]) -> tuple[str, str]:
     for relation, names in groups.items():
         rivals = [f"{_label(name)} ({format_share(systems[name]['recall_at_10'])})" for name in names]
         if rivals:
-            phrases.append(f"{relation} {' and '.join([', '.join(rivals[:-1]), rivals[-1]] if rivals[1:] else rivals)}")
-    overlap = " (95% intervals overlap)" if groups["not clearly above"] else ""
-    text = "; ".join(phrases).replace("not clearly above", f"not clearly above{overlap}") or "no baseline was evaluated"
-    worst = next((relation for relation in ("below", "not clearly above", "above") if groups[relation]), None)
-    headline = f"{(worst or '').capitalize()} {_label(groups[worst][0])}" if worst else "No baseline to compare with"
-    if worst == "above":
-        headline = "Above every baseline"
+            phrases.append(f"{relation} {' and '.join(filter(None, [', '.join(rivals[:-1]), rivals[-1]]))}")
+    if groups["not clearly above"]:
+        phrases.append("not clearly above means that the 95% intervals overlap")
+    text = "; ".join(phrases) or "no baseline was evaluated"
+    headline = "Above every baseline" if groups["above"] else "No baseline to compare with"
+    if groups["not clearly above"]:
+        headline = f"Not clearly above {_label(groups['not clearly above'][0]) if groups['above'] else 'any baseline'}"
+    if groups["below"]:
+        headline = f"Below {_label(groups['below'][0])}"
     return headline, f"recall@10 {format_share(encoder['recall_at_10'])} {_interval(encoder)}: {text}."
 
 
 def _relation(systems: dict[str, dict[str, float]], name: str) -> str:
-    """How the encoder stands to a system: `above`, `below` or `not clearly above`."""
     encoder, other = systems["encoder"], systems[name]
     if encoder["recall_at_10_low"] > other["recall_at_10_high"]:
         return "above"
@@ -160,51 +150,38 @@ def _retrieval_figure(systems: dict[str, dict[str, float]], pool: int) -> Markup
             axes.barh(row, value, 0.55, color=COLORS["accent" if name == "encoder" else "bar"])
         axes.plot([low, high], [row, row], "|-", color=COLORS["ink"], markersize=8, linewidth=1.4)
     axes.axvline(chance, color=COLORS["second"], linestyle=":", linewidth=1.4)
-    label = f"chance {format_share(chance)}"
-    axes.annotate(label, (chance, 1), xycoords=axes.get_xaxis_transform(), ha="center", va="bottom", color=COLORS["second"])
-    highest = max(chance, *(system["recall_at_10_high"] for system in systems.values()))
-    axes.set_xlim(0, min(1.02, 1.1 * highest))
+    axes.text(chance, -0.55, f"chance {format_share(chance)}", ha="center", va="bottom", color=COLORS["second"])
+    axes.set_xlim(0, min(1.02, 1.1 * max(chance, *(system["recall_at_10_high"] for system in systems.values()))))
     axes.set_xlabel(f"recall@10 among {pool:,} users")
     spoken = "; ".join(f"{_label(n)} {format_share(systems[n]['recall_at_10'])} {_interval(systems[n])}" for n in names)
     return _svg(figure, "retrieval", f"Recall at 10 with 95% intervals: {spoken}. Chance is {format_share(chance)}.")
 
 
-def _loss_figure(curve: list[dict[str, Any]], batch_size: int, pool: int) -> Markup:
-    figure = Figure(figsize=(4.5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    steps, losses = _series(curve, "train/loss")
-    val_steps, val_losses = _series(curve, "val/loss")
-    _plot_smoothed(axes, steps, losses, "accent", "train")
-    axes.plot(val_steps, val_losses, "o-", color=COLORS["second"], markersize=4, linewidth=1, label="validation")
-    for size, color, name in ((batch_size, "accent", "train"), (pool, "second", "validation")):
-        label = f"chance, {name}: log({size:,}) = {log(size):.2f}"
-        axes.axhline(log(size), color=COLORS[color], linestyle=":", linewidth=1.2, label=label)
+def _training_figure(curve: list[dict[str, Any]], batch_size: int, pool: int) -> Markup:
+    figure = Figure(figsize=(4.5, 4.6), layout="constrained")
+    losses, recalls = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    steps, loss = _series(curve, "train/loss")
+    val_steps, val_loss = _series(curve, "val/loss")
+    recall, chance = _series(curve, "val/recall_at_10")[1], min(1.0, 10 / pool)
+    _plot_smoothed(losses, steps, loss, "accent", "train")
+    _plot_chance(losses, log(batch_size), "accent", f"train chance, log({batch_size:,})")
+    losses.plot(val_steps, val_loss, "o-", color=COLORS["second"], markersize=4, linewidth=1.2, label="validation")
+    _plot_chance(losses, log(pool), "second", f"validation chance, log({pool:,})")
     # Until the temperature has adapted, the loss is far above chance; those steps would flatten the rest.
-    shown = np.concatenate([losses[len(losses) // 10 :], val_losses, [log(batch_size), log(pool)]])
+    shown = np.concatenate([loss[len(loss) // 10 :], val_loss, [log(batch_size), log(pool)]])
     margin = 0.06 * max(1e-3, float(np.ptp(shown)))
-    axes.set_ylim(shown.min() - margin, shown.max() + margin)
-    axes.set_ylabel("loss (nats)")
+    losses.set(ylabel="loss, nats", ylim=(shown.min() - margin, shown.max() + margin))
+    recalls.plot(val_steps, recall, "o-", color=COLORS["second"], markersize=4, linewidth=1.2)
+    _plot_chance(recalls, chance, "second")
+    recalls.set(ylabel="recall@10", ylim=(0, 1.15 * max(chance, *recall, 0.0)))
+    _name_steps(recalls, steps)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    _name_steps(axes, steps)
-    spoken = f"Train loss from {losses[0]:.3f} to {losses[-1]:.3f} in {steps[-1]:,.0f} steps; chance {log(batch_size):.3f}."
-    if len(val_losses):
-        spoken += f" Validation loss from {val_losses[0]:.3f} to {val_losses[-1]:.3f}; chance {log(pool):.3f}."
-    return _svg(figure, "loss", spoken)
-
-
-def _recall_figure(curve: list[dict[str, Any]], pool: int) -> Markup:
-    figure = Figure(figsize=(4.5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    steps, recalls = _series(curve, "val/recall_at_10")
-    chance = min(1.0, 10 / pool)
-    axes.plot(steps, recalls, "o-", color=COLORS["second"], markersize=4, linewidth=1.4, label="validation")
-    axes.axhline(chance, color=COLORS["ink"], linestyle=":", linewidth=1.2, label=f"chance, 10/{pool:,}")
-    axes.set_ylim(0, 1.15 * max(chance, recalls.max()))
-    axes.set_ylabel("recall@10")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    _name_steps(axes, steps)
-    ends = f"{format_share(recalls[0])} to {format_share(recalls[-1])}"
-    return _svg(figure, "recall", f"Validation recall at 10 by step, from {ends}; chance {format_share(chance)}.")
+    spoken = f"Train loss by step, from {loss[0]:.3f} to {loss[-1]:.3f}; chance {log(batch_size):.3f}."
+    if len(val_loss):
+        spoken += (
+            f" Validation: loss {val_loss[-1]:.3f}, chance {log(pool):.3f}; recall at 10 {format_share(recall[-1])}."
+        )
+    return _svg(figure, "training", spoken)
 
 
 def _throughput_figure(curve: list[dict[str, Any]], batch_size: int) -> Markup:
@@ -215,11 +192,9 @@ def _throughput_figure(curve: list[dict[str, Any]], batch_size: int) -> Markup:
     users_per_s, percent = batch_size / step_s, 100 * wait_s / (wait_s + step_s)
     _plot_smoothed(rates, steps, users_per_s, "accent")
     _plot_smoothed(waits, steps, percent, "second")
-    rates.set_ylim(0, 1.1 * users_per_s.max())
-    rates.set_ylabel("users/s")
+    rates.set(ylabel="users/s", ylim=(0, 1.1 * users_per_s.max()))
     rates.yaxis.set_major_formatter("{x:,.0f}")
-    waits.set_ylim(0, 100)
-    waits.set_ylabel("input wait, %")
+    waits.set(ylabel="input wait, %", ylim=(0, 100))
     _name_steps(waits, steps)
     spoken = f"Median {np.median(users_per_s):,.0f} users per second and {np.median(percent):.1f}% input wait per step."
     return _svg(figure, "throughput", spoken)
@@ -227,13 +202,14 @@ def _throughput_figure(curve: list[dict[str, Any]], batch_size: int) -> Markup:
 
 def _stages_figure(stages: dict[str, dict[str, Any]]) -> Markup:
     figure, axes = _bar_figure(list(stages), 0.34)
+    solid: dict[str, Any] = {"color": COLORS["accent"]}
     texts = [format_seconds(s["seconds"]) + (", skipped" if s["skipped"] else "") for s in stages.values()]
     for row, (stage, text) in enumerate(zip(stages.values(), texts, strict=True)):
-        hollow = {"fill": False, "edgecolor": COLORS["bar"], "hatch": "////"}
-        axes.barh(row, stage["seconds"], 0.6, **(hollow if stage["skipped"] else {"color": COLORS["accent"]}))
+        look = {"fill": False, "edgecolor": COLORS["bar"], "hatch": "////"} if stage["skipped"] else solid
+        axes.barh(row, stage["seconds"], 0.6, **look)
         axes.annotate(text, (stage["seconds"], row), xytext=(5, 0), textcoords="offset points", va="center")
-    axes.set_xlim(0, 1.45 * max(1e-3, *(stage["seconds"] for stage in stages.values())))
-    axes.set_xlabel("seconds")
+    axes.set(xlabel="seconds", xlim=(0, 1.45 * max(1e-3, *(stage["seconds"] for stage in stages.values()))))
+    axes.xaxis.set_major_formatter("{x:,g}")
     spoken = "; ".join(f"{name} {text}" for name, text in zip(stages, texts, strict=True))
     return _svg(figure, "stages", f"Time of each stage: {spoken}.")
 
@@ -249,9 +225,11 @@ def _bar_figure(labels: Sequence[str], row_height: float) -> tuple[Figure, Axes]
 
 
 def _series(curve: list[dict[str, Any]], key: str) -> np.ndarray:
-    """Steps and values of a metric where it was measured, (2, N)."""
-    points = [(point["step"], point["metrics"][key]) for point in curve if key in point["metrics"]]
-    return np.array(points, dtype=float).reshape(-1, 2).T
+    """Steps and values of a metric where it was measured and finite, (2, N)."""
+    points = np.array([(point["step"], point["metrics"].get(key, np.nan)) for point in curve], dtype=float).reshape(
+        -1, 2
+    )
+    return points[np.isfinite(points[:, 1])].T
 
 
 def _plot_smoothed(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, name: str = "") -> None:
@@ -265,14 +243,18 @@ def _plot_smoothed(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str
     axes.plot(steps[kept], smooth[kept], color=COLORS[color], linewidth=1.8, label=f"{name}, smoothed")
 
 
+def _plot_chance(axes: Axes, level: float, color: str, label: str = "") -> None:
+    axes.axhline(level, color=COLORS[color], linestyle=":", linewidth=1.4, label=label)
+
+
 def _name_steps(axes: Axes, steps: np.ndarray) -> None:
-    axes.set_xlabel("step")
-    axes.set_xlim(0, 1.02 * steps[-1])
+    axes.set(xlabel="step", xlim=(0, 1.02 * steps[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _svg(figure: Figure, name: str, spoken: str) -> Markup:
-    """Renders a figure as an inline element: ids of its own, the page's font and colours, a text for screen readers."""
+    """Renders a figure as an inline element: ids of its own, the page's font and colours, text for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -288,14 +270,13 @@ def _svg(figure: Figure, name: str, spoken: str) -> Markup:
 
 
 def _pull_commands(job: Job, table: dict[str, Any]) -> list[tuple[str, str]]:
-    """What follows a version and how to get it; without a password that the tracking URI may hold."""
-    uri = tracking_uri(job)
-    parts = urlsplit(uri)
-    if "@" in parts.netloc:
-        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    command = "userrep pull {} --to " + shlex.quote(table["name"]) + f" --tracking-uri {shlex.quote(uri)}"
-    references = {f"{table['name']}@{table['alias']}": "newest", f"{table['name']}@v{table['version']}": "exactly this version"}
-    return [(meaning, command.format(shlex.quote(reference))) for reference, meaning in references.items()]
+    """Purpose and command line; without the password that a tracking URI may hold."""
+    uri, name = tracking_uri(job), table["name"]
+    if (parts := urlsplit(uri)).netloc:
+        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    purposes = {"The version that the alias names": table["alias"], "Exactly this version": f"v{table['version']}"}
+    options = ["--to", name, "--tracking-uri", uri]
+    return [(why, shlex.join(["userrep", "pull", f"{name}@{end}", *options])) for why, end in purposes.items()]
 
 
 def _label(name: str) -> str:
@@ -309,11 +290,6 @@ def _interval(system: dict[str, float]) -> str:
 def format_share(value: float) -> str:
     """Three decimals, without a leading zero: .432, 1.000."""
     return f"{value:.3f}".removeprefix("0") if value >= 0 else f"{value:.3f}"
-
-
-def format_gib(num_bytes: float) -> str:
-    """Bytes as GiB."""
-    return f"{num_bytes / 2**30:,.2f} GiB"
 
 
 def format_seconds(seconds: float) -> str:

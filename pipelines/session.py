@@ -16,22 +16,20 @@ QUIET_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # worker prints would appear twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about CUDA_VISIBLE_DEVICES on machines without a GPU
     "TOKENIZERS_PARALLELISM": "false",  # Ray runs one tokenizer per core already
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
-# glibc returns every freed buffer of some MB to the kernel, which then clears it page by page for the next step.
-# Keeping such buffers made a training step on CPU 1.4 to 1.7 times faster; see pipelines/records/LOG.md.
-WORKER_ENV = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TOP_PAD_": str(256 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-}
+# A training step allocates and frees gigabytes in buffers of some MB; with huge pages the kernel clears them 2 MB at a
+# time. Measured at width 128 and 512 users: 1.19 M page faults become 0.07 M, a step takes 0.55 instead of 0.68 CPU-s.
+WORKER_ENV = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @contextmanager
 def ray_session(is_verbose: bool) -> Iterator[None]:
     """Connects to the cluster that RAY_ADDRESS names, or starts a local one for the duration of the block."""
-    if not is_verbose:
-        os.environ.update({key: value for key, value in QUIET_ENV.items() if key not in os.environ})
+    # Before ray is imported: the processes of a local cluster inherit this environment.
+    for key, value in (WORKER_ENV if is_verbose else WORKER_ENV | QUIET_ENV).items():
+        os.environ.setdefault(key, value)
     import ray
 
     if ray.is_initialized():

@@ -61,9 +61,7 @@ def sources(draw: st.DrawFn) -> MemorySource:
         {"user_id": user, "labels": [("age", f"{number}"), ("gender", "f")], "file": "users", "line": number}
         for number, user in enumerate(draw(st.lists(st.sampled_from(USERS), unique=True)))
     ]
-    return MemorySource(
-        SERVICES, draw(chunked([*texts, *again])), draw(chunked(events)), draw(chunked(profiles))
-    )
+    return MemorySource(SERVICES, draw(chunked([*texts, *again])), draw(chunked(events)), draw(chunked(profiles)))
 
 
 def flat(parts: list[list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
@@ -74,7 +72,7 @@ def one_part(*records: dict[str, Any]) -> list[list[list[dict[str, Any]]]]:
     return [[list(records)]]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sources(), st.integers(1, 4), st.integers(1, 4))
 @example(MemorySource(SERVICES, [], [], []), 2, 1)
 @example(
@@ -108,7 +106,9 @@ def check_against_reference(source: MemorySource, num_shards: int, row_group_siz
     assert naive.read_item_texts(directory, shards) == {what: f"text of {what}" for what in used}
 
     quarantined = naive.read_quarantine(directory / QUARANTINE)
-    assert naive.places(quarantined) == sorted(("events", file, line, "unknown_item") for file, line in expected.unknown)
+    assert naive.places(quarantined) == sorted(
+        ("events", file, line, "unknown_item") for file, line in expected.unknown
+    )
     assert all(NEVER in record["record"] for record in quarantined)
 
     assert counts["events"] == {"records": len(events), "rejected": 0}
@@ -120,7 +120,9 @@ def check_against_reference(source: MemorySource, num_shards: int, row_group_siz
     assert sum(shard["duplicates"] for shard in shards) == expected.num_duplicates
     assert sum(shard["unknown_items"] for shard in shards) == len(expected.unknown)
     for shard in shards:
-        assert [group["rows"] for group in shard["row_groups"][:-1]] == [row_group_size] * (len(shard["row_groups"]) - 1)
+        assert [group["rows"] for group in shard["row_groups"][:-1]] == [row_group_size] * (
+            len(shard["row_groups"]) - 1
+        )
         for number, group in enumerate(shard["row_groups"]):
             mine = [user for user in users.values() if (user.shard, user.row_group) == (shard["shard"], number)]
             assert group["rows"] == len(mine)

@@ -26,7 +26,10 @@ def batches(start: int, count: int = 4) -> list[list[dict[str, Any]]]:
     """Batches of ten records with ids of several scripts, one of them rejected."""
     names = ["u", "U", "사용자", "\u00e9", "e\u0301", "\U0001f600", "u\0"]
     return [
-        [event(names[line % 7], f"i{line}", line) if line % 10 else bad(line, record='열"\n\u2028') for line in range(first, first + 10)]
+        [
+            event(names[line % 7], f"i{line}", line) if line % 10 else bad(line, record='열"\n\u2028')
+            for line in range(first, first + 10)
+        ]
         for first in range(start, start + 10 * count, 10)
     ]
 
@@ -92,7 +95,10 @@ def test_items_are_written_per_part_and_a_second_attempt_replaces_the_first(tmp_
 
 
 def test_labels_are_spilled_with_their_users(tmp_path: Path):
-    users = [{"user_id": f"u{n}", "labels": [("age", str(n)), ("로", "\U0001f600")], "file": "f", "line": n} for n in range(9)]
+    users = [
+        {"user_id": f"u{n}", "labels": [("age", str(n)), ("로", "\U0001f600")], "file": "f", "line": n}
+        for n in range(9)
+    ]
     parse_part("users", 0, partial(read_batches, "users", [users]), tmp_path, BUCKETS)
     found = [record for bucket in spilled(tmp_path, "users") for record in bucket]
     assert sorted(found, key=lambda record: record["line"]) == users

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from tests.support import tokenized
 from tests.support.tokenized import Group, User, View, groups, item_tokens, tables, write_shards
 from userrep.data.assemble import count_samples
+from userrep.data.augment import AugmentConfig, draw_events
 from userrep.data.batch import HistoryBatch, UserBatch
 from userrep.data.split import SPLITS, user_keys
 from userrep.data.views import (
@@ -21,7 +23,6 @@ from userrep.data.views import (
     ViewKind,
     all_histories,
     build_batch,
-    draw_events,
     latest_events,
     list_samples,
     manifest_row_groups,
@@ -29,8 +30,14 @@ from userrep.data.views import (
     read_row_group,
 )
 
-KINDS: list[tuple[ViewKind, ...]] = [("service",), ("time",), ("service", "time"), ("time", "service")]
-RELAXED = settings(max_examples=50, deadline=None)
+KINDS: list[tuple[ViewKind, ...]] = [
+    ("service",),
+    ("time",),
+    ("mixed",),
+    ("service", "time"),
+    ("time", "mixed", "service"),
+]
+RELAXED = settings(max_examples=30, deadline=None)
 
 
 def load(shards: list[list[Group]]) -> tuple[list[RowGroup], list[dict[str, Any]]]:
@@ -67,7 +74,7 @@ def samples_of(group: RowGroup, samples: Samples) -> list[tuple[str, View, View]
 
     return [
         (group.user_ids[int(user)].as_py(), view(*anchor), view(*positive))
-        for user, *ranges in zip(*vars(samples).values(), strict=True)
+        for user, *ranges, _ in zip(*vars(samples).values(), strict=True)
         for anchor, positive in [(ranges[:2], ranges[2:])]
     ]
 
@@ -83,7 +90,7 @@ def histories_of(batch: HistoryBatch) -> list[list[list[int]]]:
     offsets = batch.history_offsets
     assert offsets[0] == 0
     assert offsets[-1] == len(batch.history_items)
-    return [[items[i] for i in batch.history_items[a:b]] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [[items[i] for i in batch.history_items[a:b]] for a, b in itertools.pairwise(offsets)]
 
 
 def drawn_views(group: RowGroup, events: DrawnEvents) -> list[View]:
@@ -177,9 +184,9 @@ def test_a_batch_holds_the_latest_events_of_the_reference(
     ids = [user for user, _, _ in views]
     assert [[a == b for b in ids] for a in ids] == (batch.user_keys[:, None] == batch.user_keys[None]).tolist()
     assert batch.step == 9
-    assert [array.dtype for array in (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)] == [
-        np.int32
-    ] * 4
+    assert [
+        array.dtype for array in (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)
+    ] == [np.int32] * 4
 
 
 @RELAXED
@@ -191,41 +198,47 @@ def test_inference_sees_every_history_of_every_user(naive: Group, max_events: in
 
 
 @RELAXED
-@given(groups(max_users=8), st.sampled_from(KINDS), st.integers(1, 7), st.floats(0.01, 1), st.integers(0, 99))
-def test_drawn_events_are_a_non_empty_part_of_the_latest_ones(
-    naive: Group, kinds: tuple[ViewKind, ...], max_events: int, keep_event: float, seed: int
+@given(
+    groups(max_users=8),
+    st.sampled_from(KINDS),
+    st.integers(1, 7),
+    st.floats(0.01, 1),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_drawn_events_are_a_non_empty_part_of_a_view(
+    naive: Group, kinds: tuple[ViewKind, ...], max_events: int, min_keep: float, is_random_cut: bool, seed: int
 ):
     (group,), _ = load([[naive]])
     samples = list_samples(group, kinds, "train")
-    views = ViewConfig(kinds=kinds, max_events=max_events, keep_event=keep_event)
-    events = draw_events(samples, views, np.random.default_rng(seed))
-    again = draw_events(samples, views, np.random.default_rng(seed))
+    augment = AugmentConfig(cut="random" if is_random_cut else "half", max_events=max_events, min_keep=min_keep)
+    events = draw_events(samples, augment, np.random.default_rng(seed))
+    again = draw_events(samples, augment, np.random.default_rng(seed))
     assert events.positions.tolist() == again.positions.tolist()
     assert events.offsets.tolist() == again.offsets.tolist()
-    latest = latest_events(samples, max_events)
-    pairs = list(zip(drawn_views(group, events), drawn_views(group, latest), strict=True))
-    assert len(pairs) == 2 * len(samples.users)
-    for kept, whole in pairs:
-        assert kept
-        assert is_subsequence(kept, whole)
-        assert keep_event < 1 or kept == whole
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 20])
-@pytest.mark.parametrize("keep_event", [0.05, 0.5, 0.9])
-def test_an_event_is_kept_with_the_stated_probability(length: int, keep_event: float):
-    num_users = 4000
-    (group,), _ = load([[[user_with((length, length), f"u{n}") for n in range(num_users)]]])
-    samples = list_samples(group, ("service",), "train")
-    views = ViewConfig(max_events=length, keep_event=keep_event)
-    events = draw_events(samples, views, np.random.default_rng(1))
-    place = events.positions - np.repeat(latest_events(samples, length).offsets[:-1], np.diff(events.offsets))
-    # Independently with probability p, and where that leaves none (probability q^n), one of the n at random.
-    expected = keep_event + (1 - keep_event) ** length / length
-    num_views = 2 * num_users
-    deviation = (expected * (1 - expected) / num_views) ** 0.5
-    for event in range(length):
-        assert abs((place == event).sum() / num_views - expected) <= 6 * deviation
+    count = len(samples.users)
+    drawn, whole = drawn_views(group, events), samples_of(group, samples)
+    assert len(drawn) == 2 * count
+    for number, (_, anchor, positive) in enumerate(whole):
+        seen = drawn[number], drawn[count + number]
+        cut_history = anchor + positive if samples.is_cut[number] and is_random_cut else None
+        for part, view in zip(seen, (anchor, positive), strict=True):
+            assert 1 <= len(part) <= max_events
+            assert is_subsequence(part, cut_history or view)
+            if min_keep == 1 and cut_history is None:
+                assert len(part) == min(max_events, len(view))
+        if cut_history is not None:  # the views of a cut history share no event
+            begin, end = (
+                samples.anchor_starts[number],
+                samples.positive_starts[number] + samples.positive_lengths[number],
+            )
+            positions = np.concatenate(
+                [events.positions[slice(*events.offsets[n : n + 2])] for n in (number, count + number)]
+            )
+            assert len(set(positions.tolist())) == len(positions)
+            assert begin <= positions.min() <= positions.max() < end
+            if min_keep == 1 and len(cut_history) <= max_events:
+                assert sorted(positions.tolist()) == list(range(begin, end))
 
 
 @RELAXED
@@ -233,7 +246,7 @@ def test_an_event_is_kept_with_the_stated_probability(length: int, keep_event: f
 def test_a_part_of_the_drawn_events_is_that_of_its_samples(naive: Group, data: st.DataObject):
     (group,), _ = load([[naive]])
     samples = list_samples(group, ("service", "time"), "train")
-    events = draw_events(samples, ViewConfig(keep_event=0.5), np.random.default_rng(0))
+    events = draw_events(samples, AugmentConfig(min_keep=0.1), np.random.default_rng(0))
     count = len(samples.users)
     start = data.draw(st.integers(0, count))
     stop = data.draw(st.integers(start, count))
@@ -241,9 +254,7 @@ def test_a_part_of_the_drawn_events_is_that_of_its_samples(naive: Group, data: s
     assert part == whole[start:stop] + whole[count + start : count + stop]
 
 
-@pytest.mark.parametrize(
-    "values", [{"kinds": ()}, {"kinds": ("day",)}, {"max_events": 0}, {"keep_event": 0}, {"keep_event": 1.1}]
-)
+@pytest.mark.parametrize("values", [{"kinds": ()}, {"kinds": ("day",)}, {"max_events": 0}])
 def test_views_that_make_no_sense_are_refused(values: dict[str, Any]):
     with pytest.raises(ValidationError, match=next(iter(values))):
         ViewConfig(**values)

@@ -59,7 +59,9 @@ def naive_users(model: Clue) -> torch.Tensor:
             items.append(naive(model.item_transformer, model.token_embedding(ids) + model.token_position.weight[positions]))
         slots = torch.arange(len(items)).clamp(max=model.config.max_events - 1)
         users.append(naive(model.service_transformer, torch.stack(items) + model.slot_position.weight[slots]))
-    return F.normalize(torch.stack(users), dim=-1)
+    pooled = torch.stack(users)
+    hidden = F.gelu(model.head_in(model.head_norm(pooled)))
+    return F.normalize(pooled + model.head_out(hidden), dim=-1)
 
 
 @pytest.mark.parametrize(("item_layers", "service_layers"), [(1, 1), (2, 2), (0, 1)])
@@ -69,15 +71,14 @@ def test_equals_naive_reference(item_layers: int, service_layers: int) -> None:
     assert isinstance(model, Clue)
     probe = torch.randn(len(HISTORIES), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     gradients = []
-    for users in (model(*batch()).double(), naive_users(model)):
+    for users in (model(*batch()), naive_users(model)):
         model.zero_grad()
         (users * probe).sum().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    # The encoder returns float32 vectors; everything before that is float64 here.
-    torch.testing.assert_close(model(*batch()).double(), naive_users(model), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(*batch()), naive_users(model), rtol=0, atol=1e-12)
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-11)
 
 
 def test_new_model_is_a_bag_of_tokens() -> None:
@@ -86,6 +87,7 @@ def test_new_model_is_a_bag_of_tokens() -> None:
     items = [model.token_embedding(tokens[start:stop]).mean(0) for start, stop in zip(token_offsets, token_offsets[1:], strict=False)]
     expected = F.normalize(torch.stack([torch.stack([items[i] for i in history]).mean(0) for history in HISTORIES]), dim=-1)
     torch.testing.assert_close(model(*batch()), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(*batch(), use_blocks=False), expected, rtol=0, atol=1e-6)
 
 
 def test_order_of_items_in_the_dictionary_is_irrelevant() -> None:
@@ -95,7 +97,7 @@ def test_order_of_items_in_the_dictionary_is_irrelevant() -> None:
     lengths = token_offsets.diff()[order]
     moved = torch.cat([tokens[token_offsets[i] : token_offsets[i + 1]] for i in order])
     shuffled = (moved, F.pad(lengths.cumsum(0), (1, 0)), order.argsort()[history_items], history_offsets)
-    torch.testing.assert_close(model(*shuffled), model(*batch()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(*shuffled), model(*batch()), rtol=0, atol=1e-12)
 
 
 def test_bag_of_tokens_equals_naive_reference() -> None:
@@ -110,5 +112,7 @@ def test_bag_of_tokens_equals_naive_reference() -> None:
 def test_parameter_count() -> None:
     counts = count_parameters(Clue(ClueConfig(dim=8, num_heads=2, item_layers=1, service_layers=2, mlp_ratio=4), VOCAB))
     # per block: 2 layer norms (2 * 2D), attention 4 (D*D + D), MLP 2 * 4D*D + 4D + D
-    assert counts["non_embedding"] == 3 * (4 * 8 + 4 * (64 + 8) + 2 * 4 * 64 + 32 + 8) + 1
+    blocks = 3 * (4 * 8 + 4 * (64 + 8) + 2 * 4 * 64 + 32 + 8)
+    head = 2 * 8 + 2 * 2 * 64 + 2 * 8 + 8
+    assert counts["non_embedding"] == blocks + head + 1  # and the temperature
     assert counts["total"] == counts["non_embedding"] + counts["embedding"]

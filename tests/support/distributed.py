@@ -1,6 +1,7 @@
 """Runs a function on several gloo processes of this machine and returns what each rank returned."""
 
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     for rank, outcome in outcomes.items():
         if isinstance(outcome, str):
             raise AssertionError(f"rank {rank} failed:\n{outcome}")
-    return [outcomes[rank][0] for rank in range(world_size)]
+    return [pickle.loads(outcomes[rank]) for rank in range(world_size)]
 
 
 def _run(function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple[Any, ...]) -> None:
@@ -35,7 +36,8 @@ def _run(function: Callable[..., Any], rank: int, world_size: int, port: int, qu
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", rank=rank, world_size=world_size)
-        queue.put((rank, (function(rank, *args),)))
+        # As plain bytes: tensors in shared memory would vanish with this process.
+        queue.put((rank, pickle.dumps(function(rank, *args))))
     except Exception:
         queue.put((rank, traceback.format_exc()))
     finally:

@@ -29,7 +29,9 @@ class MemorySource(NamedTuple):
         return [partial(read_batches, table, batches) for batches in getattr(self, table)]
 
 
-def read_batches(table: TableName, batches: list[list[dict[str, Any]]], crash_after: int | None = None) -> Iterator[Parsed]:
+def read_batches(
+    table: TableName, batches: list[list[dict[str, Any]]], crash_after: int | None = None
+) -> Iterator[Parsed]:
     """The batches; a record with a `reason` is a rejected one. Raises before batch number `crash_after`."""
     for number, batch in enumerate(batches):
         if number == crash_after:
@@ -40,7 +42,9 @@ def read_batches(table: TableName, batches: list[list[dict[str, Any]]], crash_af
         )
 
 
-def run_serially(run: Callable[[int], dict[str, Any]], num_tasks: int, progress: ingest.Progress) -> list[dict[str, Any]]:
+def run_serially(
+    run: Callable[[int], dict[str, Any]], num_tasks: int, progress: ingest.Progress
+) -> list[dict[str, Any]]:
     """Stands in for `ingest.run_tasks` where what the tasks write is tested, and not that Ray runs them."""
     results = []
     for task in range(num_tasks):

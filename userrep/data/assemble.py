@@ -123,6 +123,7 @@ def count_samples(
     """Samples per split and kind of view.
 
     `service`: pairs of services that a user has. `time`: histories of at least two events, to be cut in two.
+    `mixed`: users of at least two events in all.
 
     Args:
         user_offsets: borders of users in histories, (N + 1,).
@@ -132,8 +133,10 @@ def count_samples(
     num_services = np.diff(user_offsets).astype(np.int64)
     pairs = num_services * (num_services - 1) // 2
     cuttable = np.add.reduceat((history_lengths >= 2).astype(np.int64), user_offsets[:-1]) if len(splits) else pairs
+    totals = np.add.reduceat(history_lengths, user_offsets[:-1]) if len(splits) else pairs
+    samples = {"service": pairs, "time": cuttable, "mixed": (totals >= 2).astype(np.int64)}
     return {
-        name: {"service": int(pairs[splits == index].sum()), "time": int(cuttable[splits == index].sum())}
+        name: {kind: int(per_user[splits == index].sum()) for kind, per_user in samples.items()}
         for index, name in enumerate(SPLITS)
     }
 

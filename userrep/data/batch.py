@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+# Positions of the tokens of an item dictionary and the borders of its items -> those that stay, at least one per item.
+TokenFilter = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class HistoryBatch:
@@ -56,8 +59,12 @@ def gather_ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
     return positions, offsets
 
 
+# Token positions and item borders in, those that stay out.
+TokenFilter = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 def compact(
-    items: np.ndarray, tokens: np.ndarray, token_offsets: np.ndarray
+    items: np.ndarray, tokens: np.ndarray, token_offsets: np.ndarray, token_filter: TokenFilter | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reduces an item dictionary to the items that are referred to.
 

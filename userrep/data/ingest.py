@@ -14,8 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from userrep import schema
@@ -24,7 +28,7 @@ from userrep.data.assemble import assemble_shard, items_file, users_file
 from userrep.data.parse import parse_part
 from userrep.data.sources.source import Source, TableName
 from userrep.data.split import SplitConfig
-from userrep.data.tokenizer import tokenize
+from userrep.data.tokenizer import tokenize, write_idf
 
 Progress = Callable[[int, int, int], None]  # tasks done, tasks in all, rows done
 
@@ -32,9 +36,9 @@ Progress = Callable[[int, int, int], None]  # tasks done, tasks in all, rows don
 class IngestConfig(Config):
     """How raw records become shards."""
 
-    num_shards: int = 16  # a shard is held in memory while it is built: 10k to 1M events each is comfortable
-    row_group_size: int = 1024  # users; the unit of shuffling and of reading
-    max_bad_fraction: float = 0.01  # of the records of each table
+    num_shards: int = Field(16, ge=1)  # one is held in memory while it is built: 10k to 1M events each is comfortable
+    row_group_size: int = Field(1024, ge=1)  # users; the unit of shuffling and of reading
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)  # of the records of each table
     split: SplitConfig = SplitConfig()
 
 
@@ -90,27 +94,45 @@ def check_bad_fraction(counts: dict[str, dict[str, int]], limit: float, quaranti
 def tokenize_shards(
     source: Path, target: Path, shards: list[dict[str, Any]], tokenizer_path: Path, progress: Progress
 ) -> int:
-    """Writes the shards of `source` to `target` with token ids instead of texts. Returns the tokens written."""
+    """Writes the shards of `source` to `target` with token ids instead of texts, and the tokens' document frequencies.
+
+    Returns:
+        The number of tokens written.
+    """
 
     def run(index: int) -> dict[str, Any]:
         shard = shards[index]["shard"]
         link_or_copy(source / users_file(shard), target / users_file(shard))
-        tokenizer = Tokenizer.from_file(str(tokenizer_path))
-        texts = pq.ParquetFile(source / items_file(shard))
-        num_items = num_tokens = 0
-        with pq.ParquetWriter(target / items_file(shard), schema.SHARD_ITEMS, compression="zstd") as writer:
-            for group in range(texts.num_row_groups):
-                table = texts.read_row_group(group)
-                tokens = tokenize(tokenizer, table["text"])
-                writer.write_table(
-                    table.select(["item_id"]).append_column(schema.SHARD_ITEMS.field("tokens"), tokens),
-                    row_group_size=max(1, table.num_rows),
-                )
-                num_items += table.num_rows
-                num_tokens += len(tokens.values)
-        return {"rows": num_items, "tokens": num_tokens}
+        return _tokenize_items(source / items_file(shard), target / items_file(shard), tokenizer_path)
 
-    return sum(result["tokens"] for result in run_tasks(run, len(shards), progress))
+    results = run_tasks(run, len(shards), progress)
+    document_counts = np.sum([result["document_counts"] for result in results], axis=0)
+    write_idf(target, document_counts, sum(result["rows"] for result in results))
+    return sum(result["tokens"] for result in results)
+
+
+def _tokenize_items(source: Path, target: Path, tokenizer_path: Path) -> dict[str, Any]:
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    texts = pq.ParquetFile(source)
+    document_counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    num_items = num_tokens = 0
+    known: dict[str, list[int]] = {}  # an item is in the dictionary of most row groups, and is tokenized once
+    with pq.ParquetWriter(target, schema.SHARD_ITEMS, compression="zstd") as writer:
+        for group in range(texts.num_row_groups):
+            table = texts.read_row_group(group)
+            items = table["text"].to_pylist()
+            new = [text for text in dict.fromkeys(items) if text not in known]
+            known.update(zip(new, tokenize(tokenizer, new), strict=True))
+            tokens = pa.array([known[text] for text in items], type=pa.list_(pa.int32()))
+            writer.write_table(
+                table.select(["item_id"]).append_column(schema.SHARD_ITEMS.field("tokens"), tokens),
+                row_group_size=max(1, table.num_rows),
+            )
+            pairs = np.unique(np.stack([pc.list_parent_indices(tokens).to_numpy(), tokens.values.to_numpy()]), axis=1)
+            document_counts += np.bincount(pairs[1], minlength=len(document_counts))
+            num_items += table.num_rows
+            num_tokens += len(tokens.values)
+    return {"rows": num_items, "tokens": num_tokens, "document_counts": document_counts.tolist()}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -1,8 +1,11 @@
 """Everything that is a pure function of a user id: its 64-bit key, its shard and its split."""
 
+from typing import Self
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from userrep.config import Config
 
@@ -16,9 +19,15 @@ GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 class SplitConfig(Config):
     """Held-out users. A user's split never changes when users are added."""
 
-    validation: float = 0.08
-    test: float = 0.08
+    validation: float = Field(0.08, ge=0, le=1)
+    test: float = Field(0.08, ge=0, le=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_of_one(self) -> Self:
+        if self.validation + self.test > 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} exceed all users: lower one of them")
+        return self
 
 
 def user_keys(user_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -4,13 +4,17 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
+from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from userrep.config import Config, ConfigError
 
 TOKENIZER_NAME = "tokenizer.json"
+IDF_NAME = "idf.parquet"
 PAD_TOKEN = "<pad>"
 TEXT_BATCH_ROWS = 4096
 
@@ -19,10 +23,10 @@ class TokenizeConfig(Config):
     """Which tokenizer, and how much of an item's text it sees."""
 
     name: str = "bpe"  # `bpe` trains one on the item texts; else a local path or hub name of a fast tokenizer
-    vocab_size: int = 8192  # only for `bpe`
-    min_frequency: int = 2  # only for `bpe`
-    max_tokens: int = 32  # tokens kept per item, from the left
-    max_training_items: int = 1_000_000  # only for `bpe`: the first so many items
+    vocab_size: int = Field(8192, ge=257)  # of which 256 are bytes and one pads; only for `bpe`
+    min_frequency: int = Field(2, ge=1)  # only for `bpe`
+    max_tokens: int = Field(32, ge=1)  # tokens kept per item, from the left
+    max_training_items: int = Field(1_000_000, ge=1)  # only for `bpe`: the first so many items
 
 
 class TokenizerMismatchError(ValueError):
@@ -59,11 +63,23 @@ def check_digest(expected: str, received: str, where: str) -> None:
         )
 
 
-def tokenize(tokenizer: Tokenizer, texts: pa.ChunkedArray | pa.Array) -> pa.ListArray:
-    """Token ids of each text, list<int32> (N,). A text without any known token gets the pad id, so no item is empty."""
-    encodings = tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-    ids = [encoding.ids or [0] for encoding in encodings]
-    return pa.array(ids, type=pa.list_(pa.int32()))
+def tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text. A text without any known token gets the pad id, so that no item is empty."""
+    return [encoding.ids or [0] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def write_idf(directory: Path, document_counts: np.ndarray, num_documents: int) -> None:
+    """Writes the inverse document frequency of each token, where a document is an item: log((1 + n) / (1 + df)) + 1.
+
+    Source: the smoothed form of scikit-learn's TfidfTransformer. Differs: none.
+    """
+    idf = np.log((1 + num_documents) / (1 + document_counts)) + 1
+    pq.write_table(pa.table({"token_id": np.arange(len(idf)), "idf": idf.astype(np.float32)}), directory / IDF_NAME)
+
+
+def read_idf(directory: Path) -> np.ndarray:
+    """Inverse document frequency of each token of a tokenized table, float32 (V,)."""
+    return pq.read_table(directory / IDF_NAME)["idf"].to_numpy().copy()
 
 
 def read_texts(item_files: list[Path], limit: int) -> Iterator[str]:
@@ -96,7 +112,10 @@ def _train_bpe(config: TokenizeConfig, texts: Iterable[str]) -> Tokenizer:
 
 def _load(name: str) -> Tokenizer:
     if name.endswith(".json") and Path(name).is_file():
-        return Tokenizer.from_file(name)
+        try:
+            return Tokenizer.from_file(name)
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ConfigError(f"tokenize.name={name!r} is no tokenizer.json that can be read: {error}") from error
     from transformers import AutoTokenizer  # imported here: it takes seconds, and only this branch needs it
 
     try:

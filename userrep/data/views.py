@@ -15,7 +15,7 @@ from userrep.data.batch import HistoryBatch, TokenFilter, UserBatch, compact, ga
 from userrep.data.split import SPLITS, user_keys
 
 
-ViewKind = Literal["service", "time"]
+ViewKind = Literal["service", "time", "mixed"]
 
 
 class ViewConfig(Config):
@@ -23,6 +23,8 @@ class ViewConfig(Config):
 
     `service`: histories of a user in two services; every pair that the user has is a sample.
     `time`: the earlier and the later half of a history; every history of at least two events is a sample.
+    `mixed`: two random halves of a user's events in all services; every user with at least two events is a sample.
+    It cannot be measured on (there is no one right cut), but teaches which items go together within and across services.
     """
 
     kinds: tuple[ViewKind, ...] = Field(("service",), min_length=1)  # trained on all; measured on the first
@@ -123,7 +125,8 @@ def merge_row_groups(groups: list[RowGroup]) -> tuple[RowGroup, np.ndarray]:
 def list_samples(group: RowGroup, kinds: tuple[ViewKind, ...], split: str) -> Samples:
     """All samples that users of a split offer, in user order. Their number is what the manifest counts."""
     wanted = group.splits == SPLITS.index(split)
-    parts = [_time_samples(group, wanted) if kind == "time" else _service_samples(group, wanted) for kind in kinds]
+    lists = {"service": _service_samples, "time": _time_samples, "mixed": _mixed_samples}
+    parts = [lists[kind](group, wanted) for kind in kinds]
     joined = Samples(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
     return joined.take(np.argsort(joined.users, kind="stable"))
 
@@ -135,6 +138,14 @@ def _time_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     starts, lengths = group.history_offsets[histories], lengths[histories]
     half = lengths // 2
     return Samples(users[histories], starts, half, starts + half, lengths - half, np.ones(len(starts), dtype=bool))
+
+
+def _mixed_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
+    starts = group.history_offsets[group.user_offsets]
+    users = np.flatnonzero((np.diff(starts) >= 2) & wanted)
+    starts, lengths = starts[users], np.diff(starts)[users]
+    half = lengths // 2
+    return Samples(users, starts, half, starts + half, lengths - half, np.ones(len(users), dtype=bool))
 
 
 def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:

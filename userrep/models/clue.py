@@ -7,10 +7,10 @@ item vectors of a history, the user vector is the mean over items.
 Decisions that the paper's readable sources leave open:
 - One Item Transformer and one Service Transformer serve all services: text is the common language, and a history of
   a service that was never trained can be encoded.
-- Position embeddings are learned, for tokens and for history slots counted from the latest event; they start at zero.
-- Blocks are pre-LN with zero-initialised outputs (`models/layers.py`), so training starts from the mean of the
-  token embeddings, which already retrieves better than chance.
-- No projection after the pooling; the contrastive vector is the representation itself, L2-normalised.
+- Position embeddings are learned, for tokens and for history slots, the oldest first; they start at zero.
+- Blocks are pre-LN and start as the identity (`models/layers.py`), and token embeddings start as random vectors whose
+  lengths are the tokens' inverse document frequencies: a new encoder is a random projection of TF-IDF.
+- A residual two-layer head after the pooling, which starts at zero; its output, L2-normalised, is the representation.
 - Temperature: learned, initialised at 0.07 as in CLIP, clipped at 0.01.
 
 Legend: `U` unique items, `T` their tokens, `H` histories, `E` their events, `D` width.
@@ -34,38 +34,55 @@ class ClueConfig(Config):
     item_layers: int = Field(1, ge=0)
     service_layers: int = Field(1, ge=0)
     num_heads: int = Field(4, ge=1)
-    mlp_ratio: int = Field(4, ge=1)
+    mlp_ratio: int = Field(1, ge=1)  # hidden width of a block's MLP over dim
+    head_ratio: int = Field(2, ge=1)  # hidden width of the head over dim
     max_tokens: int = Field(32, ge=1)  # longest item that has token positions of its own
     max_events: int = Field(64, ge=1)  # longest history that has slot positions of its own
+    token_std: float = Field(0.3, gt=0)  # of the initial token embeddings, before inverse document frequencies
     temperature_init: float = Field(0.07, gt=0.01, lt=10)
 
 
 class Clue(nn.Module):
     """The encoder and its temperature."""
 
-    def __init__(self, config: ClueConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.dim = config.dim
-        self.token_embedding = nn.Embedding(vocab_size, config.dim)
-        self.token_position = PositionEmbedding(config.max_tokens, config.dim)
-        self.item_transformer = Transformer(config.dim, config.item_layers, config.num_heads, config.mlp_ratio)
-        self.slot_position = PositionEmbedding(config.max_events, config.dim)
-        self.service_transformer = Transformer(config.dim, config.service_layers, config.num_heads, config.mlp_ratio)
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature_init)))
-        nn.init.normal_(self.token_embedding.weight)
+    def __init__(self, config: ClueConfig, vocab_size: int, idf_V: torch.Tensor | None = None) -> None:
+        """Random initialisation from torch's global generator.
 
-    def encode_items(self, tokens_T: torch.Tensor, token_offsets: torch.Tensor) -> torch.Tensor:
+        Args:
+            config: shape.
+            vocab_size: tokens of the tokenizer.
+            idf_V: inverse document frequency of each token, by which its initial vector is scaled; default: all equal.
+        """
+        super().__init__()
+        dim, mlp_dim = config.dim, config.mlp_ratio * config.dim
+        self.config, self.dim = config, dim
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.token_position = PositionEmbedding(config.max_tokens, dim)
+        self.item_transformer = Transformer(dim, config.item_layers, config.num_heads, mlp_dim)
+        self.slot_position = PositionEmbedding(config.max_events, dim)
+        self.service_transformer = Transformer(dim, config.service_layers, config.num_heads, mlp_dim)
+        self.head_norm = nn.LayerNorm(dim)
+        self.head_in = nn.Linear(dim, config.head_ratio * dim)
+        self.head_out = nn.Linear(config.head_ratio * dim, dim)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature_init)))
+        nn.init.normal_(self.token_embedding.weight, std=config.token_std)
+        if idf_V is not None:
+            self.token_embedding.weight.data *= (idf_V / idf_V.mean())[:, None]
+        nn.init.zeros_(self.head_out.weight)
+        nn.init.zeros_(self.head_out.bias)
+
+    def encode_items(self, tokens_T: torch.Tensor, token_offsets: torch.Tensor, use_blocks: bool = True) -> torch.Tensor:
         """Item vectors (U, D) of packed item tokens; token_offsets (U + 1,)."""
         token_TD = self.token_embedding(tokens_T) + self.token_position(token_offsets)
-        return self.item_transformer(token_TD, token_offsets)
+        return self.item_transformer(token_TD, token_offsets, use_blocks)
 
     def encode_histories(
-        self, item_UD: torch.Tensor, history_items_E: torch.Tensor, history_offsets: torch.Tensor
+        self, item_UD: torch.Tensor, history_items_E: torch.Tensor, history_offsets: torch.Tensor, use_blocks: bool = True
     ) -> torch.Tensor:
-        """User vectors (H, D), L2-normalised, of histories that refer to item vectors; history_offsets (H + 1,)."""
+        """User vectors (H, D), L2 norm 1, of histories that refer to item vectors; history_offsets (H + 1,)."""
         event_ED = F.embedding(history_items_E, item_UD) + self.slot_position(history_offsets)
-        return F.normalize(self.service_transformer(event_ED, history_offsets).float(), dim=-1)
+        pooled_HD = self.service_transformer(event_ED, history_offsets, use_blocks)
+        return F.normalize(pooled_HD + self.head_out(F.gelu(self.head_in(self.head_norm(pooled_HD)))), dim=-1)
 
     def forward(
         self,
@@ -73,10 +90,14 @@ class Clue(nn.Module):
         token_offsets: torch.Tensor,
         history_items_E: torch.Tensor,
         history_offsets: torch.Tensor,
+        use_blocks: bool = True,
     ) -> torch.Tensor:
-        """User vectors (H, D), L2 norm 1, of all histories of a batch; every unique item is encoded once."""
-        item_UD = self.encode_items(tokens_T, token_offsets)
-        return self.encode_histories(item_UD, history_items_E, history_offsets)
+        """User vectors (H, D), L2 norm 1, of all histories of a batch; every unique item is encoded once.
+
+        `use_blocks=False` leaves all transformer blocks out; for a new encoder the result is the same.
+        """
+        item_UD = self.encode_items(tokens_T, token_offsets, use_blocks)
+        return self.encode_histories(item_UD, history_items_E, history_offsets, use_blocks)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from userrep.data.stream import local_batches, make_plan
+from userrep.data.tokenizer import read_idf
 from userrep.manifest import read_manifest
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.training.loop import PretrainConfig
@@ -32,7 +33,7 @@ def train_bag_of_tokens(
     manifest = read_manifest(shards)
     plan = make_plan(manifest.facts["shards"], config.views, config.global_batch_size, config.seed, num_steps)
     torch.manual_seed(config.seed)
-    model = BagOfTokens(manifest.facts["vocab_size"], dim)
+    model = BagOfTokens(manifest.facts["vocab_size"], dim, torch.from_numpy(read_idf(shards)))
     state = TrainState(model=model, optimizer=build_optimizer(model, BAG_OPTIM))
     objective = ClueObjective(model)
     for batch in local_batches(shards, manifest.facts["shards"], config.views, config.augment, plan):

@@ -36,7 +36,7 @@ def save_checkpoint(directory: Path, state: TrainState, config: dict[str, Any], 
         directory: the run's checkpoint directory.
         state: what to save.
         config: resolved config of the run, kept in the manifest.
-        metrics: must hold `val/loss`, by which the best checkpoint is known.
+        metrics: must hold `val/recall_at_10`, by which the best checkpoint is known.
         keep: newest checkpoints to retain, >= 1.
     """
     target = directory / f"step-{state.step:08d}"
@@ -97,9 +97,13 @@ def checkpoint_step(checkpoint: Path | None) -> int:
 
 
 def best_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss (the newest of equals)."""
+    """The checkpoint with the highest validation recall at 10 (the newest of equals).
+
+    Not the one with the lowest validation loss: where users are few, the loss rises with the confidence of the model
+    long before retrieval stops getting better (pipelines/records/LOG.md, yelp2019).
+    """
     checkpoints = list_checkpoints(directory)
-    return min(reversed(checkpoints), key=lambda path: read_manifest(path).facts["metrics"]["val/loss"], default=None)
+    return max(reversed(checkpoints), key=lambda path: read_manifest(path).facts["metrics"]["val/recall_at_10"], default=None)
 
 
 def _tensors(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

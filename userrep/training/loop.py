@@ -3,19 +3,20 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 
 from userrep.config import Config, ConfigError
 from userrep.data.augment import AugmentConfig
 from userrep.data.batch import from_table
 from userrep.data.pool import load_pool
+from userrep.data.tokenizer import read_idf
 from userrep.data.stream import execution_options, make_plan, stream_dataset
 from userrep.data.views import ViewConfig
 from userrep.manifest import Manifest, read_manifest
@@ -46,6 +47,12 @@ class PretrainConfig(Config):
     pool_size: int = Field(1000, ge=2)  # held-out users of a validation
     keep_checkpoints: int = Field(2, ge=1)  # newest ones; the best one is kept as well
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _mixed_views_are_cut_at_random(self) -> Self:
+        if "mixed" in self.views.kinds and (self.views.kinds[0] == "mixed" or self.augment.cut != "random"):
+            raise ValueError("`mixed` views are for training: put another kind first in views.kinds, set augment.cut=random")
+        return self
 
 
 class WorkersConfig(Config):
@@ -127,10 +134,14 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(settings["threads"] or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     manifest = read_manifest(shards)
-    state = build_state(config, manifest)
+    state = build_state(config, manifest, shards)
     if (checkpoint := latest_checkpoint(run_dir / CHECKPOINTS)) is not None:
         restore_checkpoint(checkpoint, state)
-    objective = ray.train.torch.prepare_model(ClueObjective(state.model))
+    objective = ray.train.torch.prepare_model(
+        ClueObjective(state.model, config.optim.bag_steps),
+        # Blocks that the first steps leave out have no gradient there.
+        parallel_strategy_kwargs={"find_unused_parameters": config.optim.bag_steps > 0},
+    )
     pool = load_pool(shards, manifest.facts["shards"], config.views, "validation", config.pool_size)
     spool = MetricSpool(run_dir / SPOOL_NAME) if context.get_world_rank() == 0 else None
 
@@ -158,10 +169,10 @@ def train_worker(settings: dict[str, Any]) -> None:
         waiting_since = time.perf_counter()
 
 
-def build_state(config: PretrainConfig, manifest: Manifest) -> TrainState:
+def build_state(config: PretrainConfig, manifest: Manifest, shards: Path) -> TrainState:
     """A freshly initialised model and optimizer; the same numbers in every process for the same seed."""
     torch.manual_seed(config.seed)
-    model = Clue(config.model, manifest.facts["vocab_size"])
+    model = Clue(config.model, manifest.facts["vocab_size"], torch.from_numpy(read_idf(shards)))
     return TrainState(model=model, optimizer=build_optimizer(model, config.optim))
 
 

@@ -11,24 +11,27 @@ from userrep.models.clue import Clue
 
 
 class ClueObjective(nn.Module):
-    """Contrastive loss of the two views of a batch of users."""
+    """Contrastive loss of the two views of a batch of users.
 
-    def __init__(self, model: Clue | BagOfTokens) -> None:
+    The first `bag_steps` steps leave the transformer blocks out: they start as the identity, so the run starts with a
+    bag-of-tokens encoder, whose steps cost a tenth, and the blocks then learn on embeddings that mean something.
+    """
+
+    def __init__(self, model: Clue | BagOfTokens, bag_steps: int = 0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.bag_steps = model, bag_steps
 
     def forward(self, batch: UserBatch) -> torch.Tensor:
         """Scalar loss of this worker's users against the users of all workers (`losses/contrastive.py`)."""
-        view_HD = encode(self.model, batch)
+        view_HD = encode(self.model, batch, use_blocks=batch.step >= self.bag_steps)
         anchor_BD, positive_BD = view_HD.chunk(2)
         return clip_loss(anchor_BD, positive_BD, self.model.logit_scale, torch.from_numpy(batch.user_keys.copy()))
 
 
-def encode(model: Clue | BagOfTokens, batch: HistoryBatch) -> torch.Tensor:
+def encode(model: Clue | BagOfTokens, batch: HistoryBatch, use_blocks: bool = True) -> torch.Tensor:
     """User vectors (H, D) of all histories of a batch."""
-    return model(
-        _long(batch.tokens), _long(batch.token_offsets), _long(batch.history_items), _long(batch.history_offsets)
-    )
+    arrays = (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)
+    return model(*(_long(array) for array in arrays), use_blocks)
 
 
 def _long(array: np.ndarray) -> torch.Tensor:

@@ -15,16 +15,18 @@ class OptimConfig(Config):
     """AdamW with linear warm-up and cosine decay.
 
     Source: schedule and betas as in LMRec (arXiv 2212.03760, appendix A), by CLUE's first authors.
-    Differs: token embeddings have a learning rate of their own; no decay on vectors and scalars.
+    Differs: token embeddings have a learning rate of their own; no decay on them, on vectors and on scalars.
     """
 
-    learning_rate: float = Field(1e-3, gt=0)  # matrices
+    learning_rate: float = Field(5e-4, gt=0)  # matrices, vectors and scalars
     embedding_learning_rate: float = Field(5e-3, gt=0)  # token and position embeddings
-    weight_decay: float = Field(0.01, ge=0)  # decoupled; matrices and embeddings
+    weight_decay: float = Field(0.01, ge=0)  # decoupled; of matrices alone
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
     warmup_fraction: float = Field(0.05, ge=0, le=1)  # of all steps
-    final_fraction: float = Field(0.05, ge=0, le=1)  # of the peak learning rate, at the last step
+    bag_steps: int = Field(0, ge=0)  # first steps without transformer blocks, see `training/objective.py`
+    block_warmup_steps: int = Field(100, ge=1)  # after them: second warm-up of everything but the embeddings
+    final_fraction: float = Field(0.01, ge=0, le=1)  # of the peak learning rate, at the last step
     max_grad_norm: float = Field(1.0, gt=0)
 
 
@@ -36,9 +38,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         role = "embedding" if id(parameter) in tables else "matrix" if parameter.ndim >= 2 else "vector"
         groups[role].append(parameter)
     peaks = {"embedding": config.embedding_learning_rate, "matrix": config.learning_rate, "vector": config.learning_rate}
-    decays = {"embedding": config.weight_decay, "matrix": config.weight_decay, "vector": 0.0}
+    decays = {"embedding": 0.0, "matrix": config.weight_decay, "vector": 0.0}
     described: list[dict[str, Any]] = [
-        {"params": parameters, "peak_lr": peaks[role], "lr": peaks[role], "weight_decay": decays[role]}
+        {"params": parameters, "role": role, "peak_lr": peaks[role], "lr": peaks[role], "weight_decay": decays[role]}
         for role, parameters in groups.items()
         if parameters
     ]
@@ -54,7 +56,11 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimConfig) -> floa
     return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets every group to `factor` times its peak."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig) -> None:
+    """Sets every group to its peak times the schedule; matrices and vectors warm up again when the blocks come in."""
+    factor = learning_rate_factor(step, num_steps, config)
+    steps_with_blocks = step + 1 - config.bag_steps
+    is_second_warmup = config.bag_steps > 0 and steps_with_blocks > 0
+    block_factor = min(1.0, steps_with_blocks / config.block_warmup_steps) if is_second_warmup else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        group["lr"] = group["peak_lr"] * factor * (1.0 if group["role"] == "embedding" else block_factor)

@@ -8,7 +8,7 @@ from torch import nn
 
 from userrep.data.batch import UserBatch
 from userrep.losses.gather import all_gather, world_size
-from userrep.training.optim import OptimConfig, learning_rate_factor, set_learning_rate
+from userrep.training.optim import OptimConfig, learning_rate_factor, set_learning_rates
 
 
 class NonFiniteLossError(RuntimeError):
@@ -56,8 +56,7 @@ def train_step(
     Raises:
         NonFiniteLossError: on every rank, when the loss of any rank or the gradient is not finite.
     """
-    factor = learning_rate_factor(state.step, num_steps, config)
-    set_learning_rate(state.optimizer, factor)
+    set_learning_rates(state.optimizer, state.step, num_steps, config)
     loss = objective(batch)
     loss.backward()
     # Data parallelism has averaged the gradients, so the norm is the same number on every rank.
@@ -78,6 +77,6 @@ def train_step(
     return {
         "train/loss": global_loss.item(),
         "train/grad_norm": grad_norm.item(),
-        "train/learning_rate_factor": factor,
+        "train/learning_rate_factor": learning_rate_factor(state.step - 1, num_steps, config),
     }
 

@@ -34,7 +34,7 @@ def validate(model: Clue | BagOfTokens, pool: Pool) -> dict[str, float]:
     anchor_PD, positive_PD = encode_pool(model, pool)
     model.train(was_training)
     scores_PP = anchor_PD @ positive_PD.T
-    scale = min(float(model.logit_scale.exp()), MAX_LOGIT_SCALE)
+    scale = min(model.logit_scale.exp().item(), MAX_LOGIT_SCALE)
     metrics = retrieval_metrics(scores_PP)
     return {
         "val/loss": _symmetric_cross_entropy(scale * scores_PP),
