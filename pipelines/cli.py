@@ -19,12 +19,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")]
-WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where tables, runs and the report go. Rerunning continues there.")]
-DataOption = Annotated[Path | None, typer.Option("--data", "-d", help="Path of the raw data, for sources that read files.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")]
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")
+]
+WorkdirOption = Annotated[
+    Path, typer.Option("--workdir", "-w", help="Where tables, runs and the report go. Rerunning continues there.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", "-d", help="Path of the raw data, for sources that read files.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's and MLflow's own messages.")]
-UriOption = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the one of --workdir.")]
+UriOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the one of --workdir."
+    ),
+]
 
 STAGE_HELP = {
     "ingest": "Read raw events into validated, self-contained shards.",
@@ -61,7 +74,9 @@ def run(
     workdir: WorkdirOption = Path("work"),
     data: DataOption = None,
     overrides: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved config and what would run, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved config and what would run, then stop.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run all stages in order, skip what is complete and unchanged, write summary.json and report.html."""

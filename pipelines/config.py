@@ -16,10 +16,13 @@ from userrep.training.loop import PretrainConfig, WorkersConfig
 class EvaluateConfig(Config):
     """Retrieval on held-out users, against baselines."""
 
-    pool_size: int = Field(1000, ge=2)  # test users; fewer when the split has fewer
-    bag_of_tokens_steps: int = Field(1500, ge=0)  # about a minute on 2 cores at 512 users per step
-    bag_of_tokens_dim: int = Field(128, ge=1)
-    num_idf_histories: int = Field(50_000, ge=1)  # training histories from which document frequencies are counted
+    pool_size: int = Field(default=1000, ge=2)  # test users; fewer when the split has fewer
+    bag_of_tokens_steps: int = Field(default=1500, ge=0)  # about a minute on 2 cores at 512 users per step
+    bag_of_tokens_dim: int = Field(default=128, ge=1)
+    without_blocks: bool = True  # also train the encoder without its transformer blocks, as long as the encoder
+    num_idf_histories: int = Field(
+        default=50_000, ge=1
+    )  # training histories from which document frequencies are counted
 
 
 class EmbedConfig(Config):
@@ -31,8 +34,8 @@ class EmbedConfig(Config):
 class PublishConfig(Config):
     """Name under which the table is found."""
 
-    name: str = Field("user_embeddings", pattern=r"^[A-Za-z0-9_-]{1,100}$")
-    alias: str = Field("champion", pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    name: str = Field(default="user_embeddings", pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    alias: str = Field(default="champion", pattern=r"^[A-Za-z0-9_-]{1,100}$")
     experiment: str = "userrep"
 
 
@@ -56,7 +59,9 @@ class JobConfig(Config):
             ConfigError: the source takes no path, or the path does not exist.
         """
         if "path" not in type(self.source).model_fields:
-            raise ConfigError(f"--data is given, but source {self.source.kind!r} generates its data: use another --config")
+            raise ConfigError(
+                f"--data is given, but source {self.source.kind!r} generates its data: use another --config"
+            )
         if not path.exists():
             raise ConfigError(f"--data {path} does not exist")
         return self.with_overrides([f"source.path={path.resolve()}"])

@@ -67,7 +67,8 @@ class Console:
             last_shown = now
             elapsed = now - started
             left = elapsed / max(1, done) * (total - done)
-            self.say(f"{description}: {done}/{total}, {amount / elapsed:,.0f} {unit}/s, about {left:.0f} s left {note}".rstrip())
+            rate = f"{amount / elapsed:,.0f} {unit}/s"
+            self.say(f"{description}: {done}/{total}, {rate}, about {left:.0f} s left {note}".rstrip())
 
         yield advance
 

@@ -1,5 +1,6 @@
 """`userrep doctor`: what would keep a job from running on this machine, and what to do about it."""
 
+import logging
 import os
 import platform
 import shutil
@@ -65,16 +66,22 @@ def _cores() -> Finding:
 def _memory() -> Finding:
     available = psutil.virtual_memory().available
     level = "OK" if available >= MIN_MEMORY_BYTES else "WARN"
-    return Finding(level, "memory", f"{available / 2**30:.1f} GiB available; the demo takes up to {MIN_MEMORY_BYTES / 2**30:.0f}")
+    return Finding(
+        level, "memory", f"{available / 2**30:.1f} GiB available; the demo takes up to {MIN_MEMORY_BYTES / 2**30:.0f}"
+    )
 
 
 def _shared_memory() -> Finding:
     path = Path("/dev/shm")
     if not path.exists():
-        return Finding("WARN", "shared memory", "no /dev/shm; Ray keeps its object store in a slower temporary directory")
+        return Finding(
+            "WARN", "shared memory", "no /dev/shm; Ray keeps its object store in a slower temporary directory"
+        )
     free = shutil.disk_usage(path).free
     if free < MIN_SHM_BYTES:
-        return Finding("WARN", "shared memory", f"/dev/shm has {free / 2**20:.0f} MiB; start the container with --shm-size=2g")
+        return Finding(
+            "WARN", "shared memory", f"/dev/shm has {free / 2**20:.0f} MiB; start the container with --shm-size=2g"
+        )
     return Finding("OK", "shared memory", f"{free / 2**30:.1f} GiB")
 
 
@@ -93,7 +100,9 @@ def _ports() -> list[Finding]:
         with socket.socket() as probe:
             probe.settimeout(0.5)
             is_taken = probe.connect_ex(("127.0.0.1", port)) == 0
-        detail = f"{port} answers: a cluster runs here, or another program has the port" if is_taken else f"{port} is free"
+        detail = (
+            f"{port} answers: a cluster runs here, or another program has the port" if is_taken else f"{port} is free"
+        )
         findings.append(Finding("OK", name, detail))
     return findings
 
@@ -105,7 +114,7 @@ def _ray() -> Finding:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         cpus = ray.available_resources().get("CPU", 0)
         ray.shutdown()
     except (ConnectionError, RuntimeError, ValueError) as error:

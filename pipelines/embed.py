@@ -41,4 +41,6 @@ def run(job: Job) -> None:
             inputs=draft.inputs,
         )
 
-    job.run_stage("embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, pretrain.TABLE, evaluate.TABLE), write)
+    job.run_stage(
+        "embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, pretrain.TABLE, evaluate.TABLE), write
+    )

@@ -13,7 +13,7 @@ from userrep.data.sources.synthetic import SyntheticSource
 from userrep.evaluation.baselines import popularity_scores, random_scores, tfidf_scores
 from userrep.evaluation.ranking import retrieval_metrics
 from userrep.inference import load_encoder
-from userrep.training.bag_of_tokens import train_bag_of_tokens
+from userrep.training.local import train_bag_of_tokens, train_without_blocks
 from userrep.training.validation import encode_pool
 
 TABLE = "evaluation"
@@ -41,12 +41,19 @@ def run(job: Job) -> None:
                     shards, job.config.pretrain, config.bag_of_tokens_steps, config.bag_of_tokens_dim, advance
                 )
             results["bag_of_tokens"] = _vectors_metrics(*encode_pool(bag, pool))
+        if config.without_blocks:
+            with job.console.progress("evaluate: encoder without blocks", "users") as advance:
+                ablated = train_without_blocks(shards, job.config.pretrain, advance)
+            results["without_blocks"] = _vectors_metrics(*encode_pool(ablated, pool))
         if isinstance(job.config.source, SyntheticSource):
             results["oracle"] = _oracle_metrics(job.config.source, pool)
         (draft.directory / RESULTS).write_text(json.dumps(results, indent=1))
         draft.commit("evaluation", {"rows": len(pool), "pool": len(pool), "views": pool_description(job), **results})
 
-    resolved: dict[str, Any] = {"evaluate": config.model_dump(mode="json"), "pretrain": job.config.pretrain.model_dump(mode="json")}
+    resolved: dict[str, Any] = {
+        "evaluate": config.model_dump(mode="json"),
+        "pretrain": job.config.pretrain.model_dump(mode="json"),
+    }
     job.run_stage("evaluate", TABLE, resolved, (tokenize.TABLE, pretrain.TABLE), write)
 
 

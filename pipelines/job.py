@@ -60,7 +60,7 @@ class Draft:
 
 @dataclass
 class Job:
-    """Runs stages in a working directory; a stage whose table is complete and whose config and inputs are unchanged is skipped."""
+    """Runs stages in a working directory; one whose table is complete and made from the same things is skipped."""
 
     config: JobConfig
     workdir: Path
@@ -77,7 +77,13 @@ class Job:
 
     def plan(self, stages: list[str]) -> list[tuple[str, str]]:
         """What a run would do with each stage, judged by which tables exist; nothing is read or written."""
-        tables = {"tokenize": "shards", "pretrain": "encoder", "evaluate": "evaluation", "embed": "embeddings", "publish": "published"}
+        tables = {
+            "tokenize": "shards",
+            "pretrain": "encoder",
+            "evaluate": "evaluation",
+            "embed": "embeddings",
+            "publish": "published",
+        }
         exists = {stage: (self.path(tables.get(stage, stage)) / "manifest.json").is_file() for stage in stages}
         return [(stage, "table exists; skipped if unchanged" if exists[stage] else "would run") for stage in stages]
 

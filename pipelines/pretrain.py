@@ -45,7 +45,9 @@ def run(job: Job) -> None:
             status = "FINISHED"
         finally:
             if (reason := replay.try_flush()) is not None:
-                job.console.say(f"pretrain: MLflow did not take all metrics ({reason}); they stay in {run_dir / SPOOL_NAME}")
+                job.console.say(
+                    f"pretrain: MLflow did not take all metrics ({reason}); they stay in {run_dir / SPOOL_NAME}"
+                )
             else:
                 client.set_terminated(run_id, status)
         _export(job, draft, run_dir, run_id)

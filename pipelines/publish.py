@@ -34,7 +34,9 @@ def run(job: Job) -> None:
         record = {"name": published.name, "version": published.version, "alias": published.alias}
         (draft.directory / RECORD).write_text(json.dumps(record))
         rows = job.manifest(embed.TABLE).facts["rows"]
-        draft.commit("published", {**record, "rows": rows, "model_id": published.model_id, "sha256": published.table_sha256})
+        draft.commit(
+            "published", {**record, "rows": rows, "model_id": published.model_id, "sha256": published.table_sha256}
+        )
         job.console.say(f"publish: {published.name}@{published.alias} is version {published.version}")
 
     resolved = {**config.model_dump(mode="json"), "tracking_uri": tracking_uri(job)}

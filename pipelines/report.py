@@ -25,7 +25,7 @@ from pipelines.mlflow_store import tracking_uri
 from userrep.manifest import IncompleteTableError
 
 REPORT_NAME = "report.html"
-LABELS = {"tfidf": "TF-IDF", "bag_of_tokens": "bag of tokens", "oracle": "oracle (upper bound)"}
+LABELS = {"tfidf": "TF-IDF", "without_blocks": "encoder without blocks", "oracle": "oracle (upper bound)"}
 UPPER_BOUNDS = ("oracle",)  # knows how the synthetic world was generated: a ceiling, not a competitor
 MAX_CURVE_POINTS = 1000  # of a line in a figure; keeps the page small
 BUSY_LOAD = 2.0  # load average per core above which timings are marked; assumption: the job alone makes about 1.3

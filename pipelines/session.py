@@ -14,7 +14,7 @@ SAMPLE_INTERVAL_S = 0.5
 QUIET_ENV = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # worker prints would appear twice
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about CUDA_VISIBLE_DEVICES on machines without a GPU
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning on machines without a GPU
     "TOKENIZERS_PARALLELISM": "false",  # Ray runs one tokenizer per core already
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -40,8 +40,12 @@ def ray_session(is_verbose: bool) -> Iterator[None]:
         for name in ("ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(level)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
-    local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-    ray.init(logging_level=level, log_to_driver=is_verbose, configure_logging=is_verbose, **local)
+    ray.init(
+        logging_level=level,
+        log_to_driver=is_verbose,
+        configure_logging=is_verbose,
+        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = is_verbose
     try:
         yield

@@ -1,10 +1,13 @@
 """Stage `tokenize`: `ingest/` -> `shards/`, the same shards with token ids instead of item texts."""
 
+from pathlib import Path
+
 from pipelines import ingest
 from pipelines.job import Draft, Job
 from userrep.data.ingest import tokenize_shards
 from userrep.data.parse import ITEMS
 from userrep.data.tokenizer import TOKENIZER_NAME, build_tokenizer, read_texts, tokenizer_digest
+from userrep.manifest import sha256_file
 
 TABLE = "shards"
 
@@ -38,6 +41,8 @@ def run(job: Job) -> None:
             },
         )
 
-    job.run_stage("tokenize", TABLE, config.model_dump(mode="json"), (ingest.TABLE,), write)
-
-
+    resolved = {
+        **config.model_dump(mode="json"),
+        "file": sha256_file(Path(config.name)) if Path(config.name).is_file() else "",
+    }
+    job.run_stage("tokenize", TABLE, resolved, (ingest.TABLE,), write)

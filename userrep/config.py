@@ -45,7 +45,7 @@ class Config(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             lines = [
-                f"  {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} (received {problem.get('input')!r})"
+                f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']} (received {problem.get('input')!r})"
                 for problem in error.errors()
             ]
             raise ConfigError(f"invalid {cls.__name__}:\n" + "\n".join(lines)) from error

@@ -55,7 +55,9 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = Path(directory) / MANIFEST_NAME
     if not path.is_file():
-        raise IncompleteTableError(f"{directory} holds no {MANIFEST_NAME}: run (or rerun) the stage that writes this table")
+        raise IncompleteTableError(
+            f"{directory} holds no {MANIFEST_NAME}: run (or rerun) the stage that writes this table"
+        )
     try:
         manifest = Manifest.parse(json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
@@ -76,7 +78,9 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     for entry in manifest.files:
         path = contained_path(directory, entry.path)
         if not path.is_file():
-            raise IncompleteTableError(f"{path} is missing although its manifest lists it; fetch or build the table again")
+            raise IncompleteTableError(
+                f"{path} is missing although its manifest lists it; fetch or build the table again"
+            )
         size_bytes = path.stat().st_size
         if size_bytes != entry.size_bytes:
             raise IncompleteTableError(f"{path} has {size_bytes} bytes, its manifest says {entry.size_bytes}")

@@ -25,7 +25,12 @@ EVENTS = pa.schema(
         _field("item_id", pa.string(), "the item that was searched, bought, rated, ..."),
         _field("service", pa.string(), "the behaviour source; one of the source's `services`"),
         _field("time", pa.int64(), "unix seconds; null where only the order is known", nullable=True),
-        _field("position", pa.int64(), "order within (user, service), breaks ties of time; null where unknown", nullable=True),
+        _field(
+            "position",
+            pa.int64(),
+            "order within (user, service), breaks ties of time; null where unknown",
+            nullable=True,
+        ),
         _field("value", pa.float32(), "rating, quantity, ...; null where there is none", nullable=True),
         _field("file", pa.string(), "file (or generator) that the record came from"),
         _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
@@ -47,7 +52,10 @@ REJECTED = pa.schema(
         _field("table", pa.string(), "items | events | users"),
         _field("file", pa.string(), "file (or generator) that the record came from"),
         _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
-        _field("reason", pa.string(), "machine-readable reason, e.g. missing_id, bad_time, unknown_item"),
+        _field("id", pa.string(), "item or user id of a rejected item or user record, where readable", nullable=True),
+        _field(
+            "reason", pa.string(), "machine-readable reason, e.g. missing_id, bad_time, unknown_item, rejected_item"
+        ),
         _field("record", pa.string(), "the record as it was read, cut at 500 characters"),
     ]
 )
@@ -96,7 +104,9 @@ def user_embeddings(embedding_dim: int, dtype: str) -> pa.Schema:
     """
     value_type = {"float32": pa.float32(), "float16": pa.float16()}.get(dtype)
     if value_type is None or embedding_dim <= 0:
-        raise ValueError(f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0")
+        raise ValueError(
+            f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0"
+        )
     return pa.schema(
         [
             _field("user_id", pa.string(), "id, as in events"),

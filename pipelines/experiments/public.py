@@ -1,15 +1,18 @@
 """Runs on public data sets, read from a path on this machine."""
 
+from pathlib import Path
+
 from pipelines.config import JobConfig
 from userrep.data.augment import AugmentConfig
+from userrep.data.ingest import IngestConfig
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.split import SplitConfig
-from userrep.data.ingest import IngestConfig
 from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.loop import PretrainConfig
+from userrep.training.optim import OptimConfig
 
-DATA = "data"  # replaced by --data
+DATA = Path("data")  # replaced by --data
 
 
 def parquet() -> JobConfig:
@@ -17,7 +20,13 @@ def parquet() -> JobConfig:
     return JobConfig(
         name="parquet",
         source=ParquetSource(path=DATA),
-        pretrain=PretrainConfig(views=ViewConfig(kinds=("time",)), augment=AugmentConfig(cut="random", max_events=12), num_steps=500),
+        pretrain=PretrainConfig(
+            views=ViewConfig(kinds=("time",)),
+            augment=AugmentConfig(cut="random", max_events=12, token_drop=0.25),
+            optim=OptimConfig(bag_steps=400),
+            num_steps=1000,
+            validate_every=100,
+        ),
     )
 
 
@@ -28,11 +37,14 @@ def yelp2019() -> JobConfig:
     """
     return JobConfig(
         name="yelp2019",
-        source=ParquetSource(path=DATA, text_columns=["title", "categories"]),
+        source=ParquetSource(path=DATA, text_columns=("title", "categories")),
         pretrain=PretrainConfig(
-            model=ClueConfig(dim=64, max_events=64),
-            views=ViewConfig(kinds=("service", "time"), max_events=64), augment=AugmentConfig(cut="random", min_keep=0.3, max_events=12, token_drop=0.25),
-            num_steps=1000,
+            model=ClueConfig(token_std=0.1, temperature_init=0.12),
+            views=ViewConfig(kinds=("service", "mixed")),
+            augment=AugmentConfig(cut="random", min_keep=0.3, max_events=12, token_drop=0.1),
+            optim=OptimConfig(bag_steps=500),
+            num_steps=1600,
+            validate_every=100,
         ),
     )
 
@@ -44,11 +56,13 @@ def amazon2014() -> JobConfig:
     """
     return JobConfig(
         name="amazon2014",
-        source=ParquetSource(path=DATA, text_columns=["title|keywords", "categories", "brand"]),
+        source=ParquetSource(path=DATA, text_columns=("title|keywords", "categories", "brand")),
         pretrain=PretrainConfig(
-            model=ClueConfig(dim=128, max_events=64),
-            views=ViewConfig(kinds=("time",), max_events=64), augment=AugmentConfig(cut="random", max_events=12, token_drop=0.25),
-            num_steps=1000,
+            views=ViewConfig(kinds=("time",)),
+            augment=AugmentConfig(cut="random", max_events=12, token_drop=0.25),
+            optim=OptimConfig(learning_rate=1e-3, bag_steps=400),
+            num_steps=1500,
+            validate_every=100,
         ),
     )
 
@@ -60,11 +74,13 @@ def ml1m() -> JobConfig:
     """
     return JobConfig(
         name="ml1m",
-        source=ParquetSource(path=DATA, text_columns=["title", "year", "genres"]),
+        source=ParquetSource(path=DATA, text_columns=("title", "year", "genres")),
         ingest=IngestConfig(row_group_size=256, split=SplitConfig(validation=0.1, test=0.1)),
         pretrain=PretrainConfig(
             model=ClueConfig(dim=64),
-            views=ViewConfig(kinds=("time",)), augment=AugmentConfig(cut="random", min_keep=0.3, max_events=32),
+            views=ViewConfig(kinds=("time",)),
+            augment=AugmentConfig(cut="random", min_keep=0.3, max_events=32, token_drop=0.1),
+            optim=OptimConfig(bag_steps=100),
             global_batch_size=256,
             num_steps=300,
         ),

@@ -18,7 +18,7 @@ def demo() -> JobConfig:
         name="demo",
         source=SyntheticSource(),
         pretrain=PretrainConfig(
-            model=ClueConfig(dim=64, max_events=32),
+            model=ClueConfig(dim=64),
             views=ViewConfig(kinds=("service",), max_events=32),
             num_steps=200,
         ),
@@ -37,7 +37,7 @@ def smoke() -> JobConfig:
         ingest=IngestConfig(num_shards=4, row_group_size=256),
         tokenize=TokenizeConfig(vocab_size=1024),
         pretrain=PretrainConfig(
-            model=ClueConfig(dim=16, num_heads=2, max_events=16),
+            model=ClueConfig(dim=16, num_heads=2),
             views=ViewConfig(kinds=("service",), max_events=16),
             global_batch_size=128,
             num_steps=20,

@@ -118,7 +118,7 @@ def check_against_reference(source: MemorySource, num_shards: int, row_group_siz
         len(seen) for histories in expected.users.values() for seen in histories.values()
     )
     assert sum(shard["duplicates"] for shard in shards) == expected.num_duplicates
-    assert sum(shard["unknown_items"] for shard in shards) == len(expected.unknown)
+    assert sum(shard["unknown_item"] for shard in shards) == len(expected.unknown)
     for shard in shards:
         assert [group["rows"] for group in shard["row_groups"][:-1]] == [row_group_size] * (
             len(shard["row_groups"]) - 1

@@ -1,8 +1,10 @@
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,26 @@ def test_too_many_unknown_items_fail_after_the_second_pass(tmp_path: Path):
         ingest_stage.run(job)
     assert [path.name for path in job.workdir.iterdir()] == ["quarantine"]
     assert naive.places(naive.read_quarantine(job.path("quarantine"))) == sorted(bad)
+
+
+def test_events_of_a_rejected_item_are_set_aside_but_do_not_count_as_bad(tmp_path: Path):
+    data = write_jsonl(folder(tmp_path / "raw"), 0.0)
+    path = tmp_path / "raw" / "items.jsonl"
+    counts = Counter(event["item_id"] for event in data.events)
+    popular, num_events = counts.most_common(1)[0]
+    assert num_events > 0.01 * len(data.events)  # as bad records they would stop the stage
+    items = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps(item | ({"title": ""} if item["item_id"] == popular else {})) + "\n" for item in items)
+    )
+    job = make_job(tmp_path / "work", data.source)
+    ingest_stage.run(job)
+    reasons = Counter(place[3] for place in naive.places(naive.read_quarantine(job.path("ingest") / QUARANTINE)))
+    assert reasons == {"empty_text": 1, "rejected_item": num_events}
+    facts = job.manifest("ingest").facts
+    assert facts["events_of_rejected_items"] == num_events
+    assert facts["counts"]["events"]["rejected"] == 0
+    assert facts["rows"] == len(data.events) - num_events
 
 
 def test_tokenized_shards_hold_the_same_users_and_items(clean: Job):
@@ -282,3 +304,40 @@ def test_a_data_set_without_events_makes_an_empty_table(tmp_path: Path):
     tokenize_stage.run(job)
     assert job.manifest("shards").facts["users"] == 0
     assert list((job.path("ingest") / ITEMS).iterdir())
+
+
+# ru_maxrss is the peak so far, of this process alone: Ray's own processes and workers are not in it.
+MEASURED = """
+import json, resource, sys
+import pipelines.cli, pipelines.run, ray.data, torch
+imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+status = 0
+try:
+    pipelines.cli.main()
+except SystemExit as stop:
+    status = stop.code or 0
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"imported_mib": imported / 1024, "peak_mib": peak / 1024}))
+sys.exit(status)
+"""
+
+
+def driver_memory(workdir: Path, num_users: int) -> dict[str, float]:
+    command = [sys.executable, "-c", MEASURED, "ingest", "--config", "smoke", "--workdir", str(workdir)]
+    run = subprocess.run(
+        [*command, "--set", f"source.num_users={num_users}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    manifest = json.loads((workdir / "ingest" / "manifest.json").read_text())
+    assert manifest["facts"]["users"] == num_users
+    return {"events": manifest["facts"]["rows"], **json.loads(run.stdout.splitlines()[-1])}
+
+
+@pytest.mark.slow
+def test_the_drivers_memory_does_not_grow_with_the_data(tmp_path: Path):
+    small, large = (driver_memory(tmp_path / str(users), users) for users in (20_000, 200_000))
+    print(json.dumps({"20k users": small, "200k users": large}))
+    assert large["events"] > 9 * small["events"]
+    assert 0.8 <= large["peak_mib"] / small["peak_mib"] <= 1.2
+    # Beyond the libraries, the run itself took 47 MiB and 52 MiB when this was written.
+    assert large["peak_mib"] - large["imported_mib"] <= 1.2 * (small["peak_mib"] - small["imported_mib"]) + 10

@@ -19,7 +19,7 @@ BUCKETS = 3
 
 
 def bad(line: int, table: str = "events", record: str = "?") -> dict[str, Any]:
-    return {"table": table, "file": "events", "line": line, "reason": "bad_time", "record": record}
+    return {"table": table, "file": "events", "line": line, "id": None, "reason": "bad_time", "record": record}
 
 
 def batches(start: int, count: int = 4) -> list[list[dict[str, Any]]]:

@@ -42,7 +42,9 @@ def test_matches_fixture(batch: int, temperature: float) -> None:
         assert abs(float(log_scale.grad - values[f"{name}/grad_log_scale"])) <= 1e-10
 
 
-def _rank_gradients(rank: int, x: torch.Tensor, y: torch.Tensor, keys: torch.Tensor, world_size: int) -> dict[str, torch.Tensor]:
+def _rank_gradients(
+    rank: int, x: torch.Tensor, y: torch.Tensor, keys: torch.Tensor, world_size: int
+) -> dict[str, torch.Tensor]:
     mine = slice(rank * len(x) // world_size, (rank + 1) * len(x) // world_size)
     x_mine, y_mine = x[mine].clone().requires_grad_(), y[mine].clone().requires_grad_()
     log_scale = torch.tensor(2.0, dtype=x.dtype).requires_grad_()

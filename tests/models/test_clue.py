@@ -56,9 +56,10 @@ def naive_users(model: Clue) -> torch.Tensor:
         for item in history:
             ids = tokens[token_offsets[item] : token_offsets[item + 1]]
             positions = torch.arange(len(ids)).clamp(max=model.config.max_tokens - 1)
-            items.append(naive(model.item_transformer, model.token_embedding(ids) + model.token_position.weight[positions]))
-        slots = torch.arange(len(items)).clamp(max=model.config.max_events - 1)
-        users.append(naive(model.service_transformer, torch.stack(items) + model.slot_position.weight[slots]))
+            items.append(
+                naive(model.item_transformer, model.token_embedding(ids) + model.token_position.weight[positions])
+            )
+        users.append(naive(model.service_transformer, torch.stack(items)))
     pooled = torch.stack(users)
     hidden = F.gelu(model.head_in(model.head_norm(pooled)))
     return F.normalize(pooled + model.head_out(hidden), dim=-1)
@@ -66,7 +67,7 @@ def naive_users(model: Clue) -> torch.Tensor:
 
 @pytest.mark.parametrize(("item_layers", "service_layers"), [(1, 1), (2, 2), (0, 1)])
 def test_equals_naive_reference(item_layers: int, service_layers: int) -> None:
-    config = ClueConfig(dim=8, num_heads=2, item_layers=item_layers, service_layers=service_layers, max_tokens=6, max_events=5)
+    config = ClueConfig(dim=8, num_heads=2, item_layers=item_layers, service_layers=service_layers, max_tokens=6)
     model = trained_like(Clue(config, VOCAB))
     assert isinstance(model, Clue)
     probe = torch.randn(len(HISTORIES), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -84,8 +85,13 @@ def test_equals_naive_reference(item_layers: int, service_layers: int) -> None:
 def test_new_model_is_a_bag_of_tokens() -> None:
     model = Clue(ClueConfig(dim=8, num_heads=2), VOCAB)
     tokens, token_offsets, _, _ = batch()
-    items = [model.token_embedding(tokens[start:stop]).mean(0) for start, stop in zip(token_offsets, token_offsets[1:], strict=False)]
-    expected = F.normalize(torch.stack([torch.stack([items[i] for i in history]).mean(0) for history in HISTORIES]), dim=-1)
+    items = [
+        model.token_embedding(tokens[start:stop]).mean(0)
+        for start, stop in zip(token_offsets, token_offsets[1:], strict=False)
+    ]
+    expected = F.normalize(
+        torch.stack([torch.stack([items[i] for i in history]).mean(0) for history in HISTORIES]), dim=-1
+    )
     torch.testing.assert_close(model(*batch()), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(model(*batch(), use_blocks=False), expected, rtol=0, atol=1e-6)
 
@@ -103,9 +109,13 @@ def test_order_of_items_in_the_dictionary_is_irrelevant() -> None:
 def test_bag_of_tokens_equals_naive_reference() -> None:
     model = trained_like(BagOfTokens(VOCAB, 8))
     tokens, token_offsets, _, _ = batch()
-    items = [model.token_embedding(tokens[start:stop]).mean(0) for start, stop in zip(token_offsets, token_offsets[1:], strict=False)]
+    items = [
+        model.token_embedding(tokens[start:stop]).mean(0)
+        for start, stop in zip(token_offsets, token_offsets[1:], strict=False)
+    ]
     pooled = torch.stack([torch.stack([items[i] for i in history]).mean(0) for history in HISTORIES])
-    expected = F.normalize(pooled + model.out(F.gelu(model.hidden(pooled))), dim=-1)
+    first, _, second = model.head
+    expected = F.normalize(second(F.gelu(first(pooled))), dim=-1)
     torch.testing.assert_close(model(*batch()), expected, rtol=1e-12, atol=1e-12)
 
 

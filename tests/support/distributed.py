@@ -19,7 +19,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    processes = [context.Process(target=_run, args=(function, rank, world_size, port, queue, args)) for rank in range(world_size)]
+    processes = [
+        context.Process(target=_run, args=(function, rank, world_size, port, queue, args)) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     outcomes = dict(queue.get() for _ in processes)
@@ -31,7 +33,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     return [pickle.loads(outcomes[rank]) for rank in range(world_size)]
 
 
-def _run(function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple[Any, ...]) -> None:
+def _run(
+    function: Callable[..., Any], rank: int, world_size: int, port: int, queue: Any, args: tuple[Any, ...]
+) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     try:

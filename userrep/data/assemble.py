@@ -15,11 +15,12 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from userrep import schema
-from userrep.data.parse import ITEMS, QuarantineWriter, read_spill
+from userrep.data.parse import ITEMS, QuarantineWriter, read_rejected_item_ids, read_spill
 from userrep.data.split import SPLITS, SplitConfig, assign_splits, user_keys
 
 NO_TIME = np.iinfo(np.int64).min
 SCAN_BATCH_ROWS = 65_536
+QUARANTINE_ROWS = 10_000
 
 
 def users_file(shard: int) -> str:
@@ -50,7 +51,7 @@ def assemble_shard(
     events = read_spill(directory, "events", bucket)
     items = _read_items(directory, pc.unique(events["item_id"]))
     item_refs = pc.index_in(events["item_id"], value_set=items["item_id"]).combine_chunks()
-    events, item_refs, num_unknown = _quarantine_unknown(events, item_refs, directory, bucket)
+    events, item_refs, unknown = _quarantine_unknown(events, item_refs, directory, bucket)
 
     keys = user_keys(events["user_id"])
     time_order = pc.fill_null(events["time"], NO_TIME).to_numpy()
@@ -82,7 +83,7 @@ def assemble_shard(
         "users": sum(group["rows"] for group in row_groups),
         "events": len(order),
         "duplicates": len(by_identity) - len(kept),
-        "unknown_items": num_unknown,
+        **unknown,
         "row_groups": row_groups,
     }
 
@@ -223,24 +224,30 @@ def _read_items(directory: Path, wanted: pa.Array) -> pa.Table:
 
 def _quarantine_unknown(
     events: pa.Table, item_refs: pa.Array, directory: Path, bucket: int
-) -> tuple[pa.Table, np.ndarray, int]:
+) -> tuple[pa.Table, np.ndarray, dict[str, int]]:
+    """Moves events to quarantine whose item is not in the item table.
+
+    An event of an item that was itself rejected is a good record that cannot be used: it is told apart, so that one bad
+    item does not count as often as it was bought.
+    """
     is_known = pc.is_valid(item_refs)
     unknown = events.filter(pc.invert(is_known))
-    records = [
-        {
-            "table": "events",
-            "file": row["file"],
-            "line": row["line"],
-            "reason": "unknown_item",
-            "record": f"user_id={row['user_id']} item_id={row['item_id']} service={row['service']} time={row['time']}",
-        }
-        for row in unknown.to_pylist()
-    ]
+    rejected_items = read_rejected_item_ids(directory) if unknown.num_rows else set()
+    counts = {"unknown_item": 0, "rejected_item": 0}
     with ExitStack() as stack:
-        QuarantineWriter(directory, f"events-unknown-item-{bucket:05d}", stack).write(
-            pa.Table.from_pylist(records, schema=schema.REJECTED)
-        )
-    return events.filter(is_known), item_refs.filter(is_known).to_numpy(), unknown.num_rows
+        writer = QuarantineWriter(directory, f"events-unknown-item-{bucket:05d}", stack)
+        for batch in unknown.to_batches(max_chunksize=QUARANTINE_ROWS):
+            records = []
+            for row in batch.to_pylist():
+                reason = "rejected_item" if row["item_id"] in rejected_items else "unknown_item"
+                counts[reason] += 1
+                record = (
+                    f"user_id={row['user_id']} item_id={row['item_id']} service={row['service']} time={row['time']}"
+                )
+                origin = {"file": row["file"], "line": row["line"]}
+                records.append({"table": "events", **origin, "id": None, "reason": reason, "record": record})
+            writer.write(pa.Table.from_pylist(records, schema=schema.REJECTED))
+    return events.filter(is_known), item_refs.filter(is_known).to_numpy(), counts
 
 
 def _read_labels(directory: Path, bucket: int) -> dict[str, list[tuple[str, str]]]:

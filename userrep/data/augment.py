@@ -15,9 +15,9 @@ class AugmentConfig(Config):
     """Training only; validation, test and inference always see the most recent `views.max_events` events."""
 
     cut: Literal["half", "random"] = "half"  # `time` views: the two halves as they are, or a random partition
-    min_keep: float = Field(1.0, gt=0, le=1)  # share of its events that a view keeps: uniform in [min_keep, 1]
-    max_events: int = Field(64, ge=1)  # of a view; a random choice of so many
-    token_drop: float = Field(0.0, ge=0, lt=1)  # probability of leaving out a token of an item
+    min_keep: float = Field(default=1.0, gt=0, le=1)  # share of its events that a view keeps: uniform in [min_keep, 1]
+    max_events: int = Field(default=64, ge=1)  # of a view; a random choice of so many
+    token_drop: float = Field(default=0.0, ge=0, lt=1)  # probability of leaving out a token of an item
 
 
 def draw_events(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> DrawnEvents:
@@ -48,7 +48,7 @@ def drop_tokens(
     """Leaves out tokens of an item dictionary; every item keeps at least one.
 
     Args:
-        positions: of the tokens in a dictionary that all workers share; a token's fate depends on it and the seed alone.
+        positions: of the tokens in a dictionary that all workers share; with the seed, they decide alone.
         offsets: borders of the items.
         probability: of leaving out a token.
         seed: of the step.

@@ -59,10 +59,6 @@ def gather_ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
     return positions, offsets
 
 
-# Token positions and item borders in, those that stay out.
-TokenFilter = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
 def compact(
     items: np.ndarray, tokens: np.ndarray, token_offsets: np.ndarray, token_filter: TokenFilter | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,19 +26,20 @@ from userrep import schema
 from userrep.config import Config
 from userrep.data.assemble import assemble_shard, items_file, users_file
 from userrep.data.parse import parse_part
-from userrep.data.sources.source import Source, TableName
+from userrep.data.sources.source import Part, Source, TableName
 from userrep.data.split import SplitConfig
 from userrep.data.tokenizer import tokenize, write_idf
 
 Progress = Callable[[int, int, int], None]  # tasks done, tasks in all, rows done
+TABLES: tuple[TableName, ...] = ("items", "users", "events")
 
 
 class IngestConfig(Config):
     """How raw records become shards."""
 
-    num_shards: int = Field(16, ge=1)  # one is held in memory while it is built: 10k to 1M events each is comfortable
-    row_group_size: int = Field(1024, ge=1)  # users; the unit of shuffling and of reading
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)  # of the records of each table
+    num_shards: int = Field(default=16, ge=1)  # one is in memory while it is built; 10k to 1M events each suit
+    row_group_size: int = Field(default=1024, ge=1)  # users; the unit of shuffling and of reading
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  # of the records of each table
     split: SplitConfig = SplitConfig()
 
 
@@ -47,16 +48,17 @@ class TooManyBadRecordsError(ValueError):
 
 
 def parse_source(source: Source, num_shards: int, directory: Path, progress: Progress) -> dict[str, dict[str, int]]:
-    """First pass: items, spilled events and labels, quarantine. Returns per table the counts `records` and `rejected`."""
-    tables: tuple[TableName, ...] = ("items", "users", "events")
-    tasks = [(table, index, part) for table in tables for index, part in enumerate(source.parts(table))]
+    """First pass: items, spilled events and labels, quarantine. Returns `records` and `rejected` per table."""
+    tasks: list[tuple[TableName, int, Part]] = []
+    for table in TABLES:
+        tasks.extend((table, index, part) for index, part in enumerate(source.parts(table)))
 
     def run(task: int) -> dict[str, Any]:
         table, index, part = tasks[task]
         records, rejected = parse_part(table, index, part, directory, num_shards)
         return {"table": table, "rows": records, "rejected": rejected}
 
-    counts = {table: {"records": 0, "rejected": 0} for table in tables}
+    counts = {str(table): {"records": 0, "rejected": 0} for table in TABLES}
     for result in run_tasks(run, len(tasks), progress):
         counts[result["table"]]["records"] += result["rows"]
         counts[result["table"]]["rejected"] += result["rejected"]

@@ -109,6 +109,15 @@ class _BucketSink:
         return self._writers[bucket]
 
 
+def read_rejected_item_ids(directory: Path) -> set[str]:
+    """Ids of the item records in quarantine, where they could be read."""
+    ids = set()
+    for path in (directory / QUARANTINE).glob("items-*.jsonl"):
+        with path.open(encoding="utf-8") as lines:
+            ids |= {json.loads(line)["id"] for line in lines}
+    return ids - {None}
+
+
 def read_spill(directory: Path, table: TableName, bucket: int) -> pa.Table:
     """All rows of one bucket, in the order of the source's parts; empty when the bucket has none."""
     empty = (schema.EVENTS if table == "events" else schema.USERS).empty_table()

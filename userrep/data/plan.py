@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (sample counts, seed, epoch), cut into global batches before any worker exists.
+"""The order of samples: a pure function of (sample counts, seed, epoch), cut into global batches before it is dealt.
 
 An epoch permutes the row groups and deals them to windows of about `WINDOW_BATCHES` global batches. A window permutes
 its samples; what does not fill a global batch goes to tail windows at the end of the epoch, so an epoch holds every
@@ -17,7 +17,7 @@ WINDOW_BATCHES = 16  # one Ray Data task prepares one window: large enough to sh
 class Window:
     """Consecutive global batches that one task prepares.
 
-    `parts` are slices (main_window, start, stop) of the sample orders of the epoch's main windows.
+    `parts` are slices (main_window, start, stop) of the samples of the epoch's main windows.
     """
 
     epoch: int
@@ -93,16 +93,13 @@ class Plan:
         row_groups, numbers = [], []
         for main_index, start, stop in window.parts:
             members = _main_windows(self, window.epoch)[main_index]
-            owner = np.repeat(members, counts[members])
-            number = np.concatenate([np.arange(count) for count in counts[members]])
-            order = self.rng(window.epoch, main_index).permutation(len(owner))[start:stop]
-            row_groups.append(owner[order])
-            numbers.append(number[order])
+            # Permuted within row groups only before the cut: what a tail takes from here lies in one or two of them.
+            rng = np.random.default_rng([self.seed, window.epoch, main_index, 3])
+            row_groups.append(np.repeat(members, counts[members])[start:stop])
+            numbers.append(np.concatenate([rng.permutation(count) for count in counts[members]])[start:stop])
         row_group, number = np.concatenate(row_groups), np.concatenate(numbers)
-        if len(window.parts) > 1:  # a tail: mix what its main windows left over
-            order = self.rng(window.epoch, window.index).permutation(len(row_group))
-            row_group, number = row_group[order], number[order]
-        return row_group, number
+        order = self.rng(window.epoch, window.index).permutation(len(row_group))
+        return row_group[order], number[order]
 
     def rng(self, epoch: int, window: int) -> np.random.Generator:
         """Random generator of one window; no other window or run length influences it."""

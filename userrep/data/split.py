@@ -19,8 +19,8 @@ GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 class SplitConfig(Config):
     """Held-out users. A user's split never changes when users are added."""
 
-    validation: float = Field(0.08, ge=0, le=1)
-    test: float = Field(0.08, ge=0, le=1)
+    validation: float = Field(default=0.08, ge=0, le=1)
+    test: float = Field(default=0.08, ge=0, le=1)
     seed: int = 0
 
     @model_validator(mode="after")

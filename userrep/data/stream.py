@@ -30,16 +30,22 @@ from userrep.data.views import (
 NO_PROGRESS_TIMEOUT_S = 6 * 3600  # Ray Data's default of 30 min also kills a consumer that is merely slow
 
 
-def make_plan(shards: list[dict[str, Any]], views: ViewConfig, global_batch_size: int, seed: int, num_steps: int) -> Plan:
+def make_plan(
+    shards: list[dict[str, Any]], views: ViewConfig, global_batch_size: int, seed: int, num_steps: int
+) -> Plan:
     """Plan over the training samples of a shard table."""
-    counts = tuple(
-        sum(samples["train"][kind] for kind in views.kinds) for _, _, samples in manifest_row_groups(shards)
-    )
+    counts = tuple(sum(samples["train"][kind] for kind in views.kinds) for _, _, samples in manifest_row_groups(shards))
     return Plan(counts=counts, global_batch_size=global_batch_size, seed=seed, num_steps=num_steps)
 
 
 def stream_dataset(
-    directory: Path, shards: list[dict[str, Any]], views: ViewConfig, augment: AugmentConfig, plan: Plan, world_size: int, start_step: int
+    directory: Path,
+    shards: list[dict[str, Any]],
+    views: ViewConfig,
+    augment: AugmentConfig,
+    plan: Plan,
+    world_size: int,
+    start_step: int,
 ) -> Dataset:
     """Batches of steps [start_step, plan.num_steps) for all workers, as one dataset over all remaining epochs.
 
@@ -52,24 +58,32 @@ def stream_dataset(
         world_size: number of workers; divides the global batch.
         start_step: first step that is still to be taken.
     """
-    context = DataContext.get_current()
+    context = (
+        DataContext.get_current().copy()
+    )  # a dataset keeps the context that it was made in; others must not get this
     context.target_max_block_size = 1
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     windows = plan.windows(start_step)
     row_groups = [(shard, number) for shard, number, _ in manifest_row_groups(shards)]
 
-    def prepare(rows: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+    def prepare(rows: Any) -> Iterator[Any]:
         epoch, index = windows[int(rows["id"][0])]
         yield from window_batches(
             directory, row_groups, views, augment, plan, plan.window(epoch, index), world_size, start_step
         )
 
-    return ray.data.range(len(windows), override_num_blocks=len(windows)).map_batches(prepare, batch_size=1)
+    with DataContext.current(context):
+        return ray.data.range(len(windows), override_num_blocks=len(windows)).map_batches(prepare, batch_size=1)
 
 
 def local_batches(
-    directory: Path, shards: list[dict[str, Any]], views: ViewConfig, augment: AugmentConfig, plan: Plan, start_step: int = 0
+    directory: Path,
+    shards: list[dict[str, Any]],
+    views: ViewConfig,
+    augment: AugmentConfig,
+    plan: Plan,
+    start_step: int = 0,
 ) -> Iterator[UserBatch]:
     """The same batches for a single worker, prepared in this process; needs no Ray."""
     row_groups = [(shard, number) for shard, number, _ in manifest_row_groups(shards)]
@@ -98,7 +112,7 @@ def window_batches(
 ) -> Iterator[pa.Table]:
     """One-row tables of a window, ordered by (step, rank).
 
-    What is random is drawn for the global batch, before it is cut for the workers, so it does not depend on their number.
+    What is random is drawn for the global batch, before it is cut for the workers: it does not depend on their number.
     """
     group_of_sample, number_of_sample = plan.samples(window)
     needed = np.unique(group_of_sample)

@@ -23,10 +23,10 @@ class TokenizeConfig(Config):
     """Which tokenizer, and how much of an item's text it sees."""
 
     name: str = "bpe"  # `bpe` trains one on the item texts; else a local path or hub name of a fast tokenizer
-    vocab_size: int = Field(8192, ge=257)  # of which 256 are bytes and one pads; only for `bpe`
-    min_frequency: int = Field(2, ge=1)  # only for `bpe`
-    max_tokens: int = Field(32, ge=1)  # tokens kept per item, from the left
-    max_training_items: int = Field(1_000_000, ge=1)  # only for `bpe`: the first so many items
+    vocab_size: int = Field(default=8192, ge=257)  # of which 256 are bytes and one pads; only for `bpe`
+    min_frequency: int = Field(default=2, ge=1)  # only for `bpe`
+    max_tokens: int = Field(default=32, ge=1)  # tokens kept per item, from the left
+    max_training_items: int = Field(default=1_000_000, ge=1)  # only for `bpe`: the first so many items
 
 
 class TokenizerMismatchError(ValueError):

@@ -14,7 +14,6 @@ from userrep.data.assemble import items_file, users_file
 from userrep.data.batch import HistoryBatch, TokenFilter, UserBatch, compact, gather_ranges
 from userrep.data.split import SPLITS, user_keys
 
-
 ViewKind = Literal["service", "time", "mixed"]
 
 
@@ -24,11 +23,11 @@ class ViewConfig(Config):
     `service`: histories of a user in two services; every pair that the user has is a sample.
     `time`: the earlier and the later half of a history; every history of at least two events is a sample.
     `mixed`: two random halves of a user's events in all services; every user with at least two events is a sample.
-    It cannot be measured on (there is no one right cut), but teaches which items go together within and across services.
+    It cannot be measured on (there is no one right cut), but teaches which items go together.
     """
 
-    kinds: tuple[ViewKind, ...] = Field(("service",), min_length=1)  # trained on all; measured on the first
-    max_events: int = Field(64, ge=1)  # the most recent so many of each view
+    kinds: tuple[ViewKind, ...] = Field(default=("service",), min_length=1)  # trained on all; measured on the first
+    max_events: int = Field(default=64, ge=1)  # the most recent so many of each view
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,9 @@ def list_samples(group: RowGroup, kinds: tuple[ViewKind, ...], split: str) -> Sa
     wanted = group.splits == SPLITS.index(split)
     lists = {"service": _service_samples, "time": _time_samples, "mixed": _mixed_samples}
     parts = [lists[kind](group, wanted) for kind in kinds]
-    joined = Samples(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
+    joined = Samples(
+        *(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True))
+    )
     return joined.take(np.argsort(joined.users, kind="stable"))
 
 
@@ -150,7 +151,11 @@ def _mixed_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
 
 def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     num_services = np.diff(group.user_offsets)
-    users, anchors, positives = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    users, anchors, positives = (
+        [np.zeros(0, dtype=np.int64)],
+        [np.zeros(0, dtype=np.int64)],
+        [np.zeros(0, dtype=np.int64)],
+    )
     for count in np.unique(num_services[wanted & (num_services > 1)]):
         members = np.flatnonzero(wanted & (num_services == count))
         left, right = np.triu_indices(count, k=1)
@@ -160,9 +165,7 @@ def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     anchor, positive = np.concatenate(anchors), np.concatenate(positives)
     starts, lengths = group.history_offsets[:-1], np.diff(group.history_offsets)
     is_cut = np.zeros(len(anchor), dtype=bool)
-    return Samples(
-        np.concatenate(users), starts[anchor], lengths[anchor], starts[positive], lengths[positive], is_cut
-    )
+    return Samples(np.concatenate(users), starts[anchor], lengths[anchor], starts[positive], lengths[positive], is_cut)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def popularity_scores(pool: Pool, directory: Path, shards: list[dict[str, Any]])
     return anchor_P[:, None] + positive_P[None, :]
 
 
-def tfidf_scores(pool: Pool, directory: Path, shards: list[dict[str, Any]], vocab_size: int, num_histories: int) -> np.ndarray:
+def tfidf_scores(
+    pool: Pool, directory: Path, shards: list[dict[str, Any]], vocab_size: int, num_histories: int
+) -> np.ndarray:
     """Cosine of TF-IDF vectors of the views' tokens, (P, P).
 
     Document frequencies come from the first `num_histories` histories of training users. Term frequencies are
@@ -49,7 +51,9 @@ def tfidf_scores(pool: Pool, directory: Path, shards: list[dict[str, Any]], voca
     counts, total = [], 0
     for group in _row_groups(directory, shards):
         users = np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets))
-        rows = token_counts(all_histories(group, pool.max_events), vocab_size)[group.splits[users] == SPLITS.index("train")]
+        rows = token_counts(all_histories(group, pool.max_events), vocab_size)[
+            group.splits[users] == SPLITS.index("train")
+        ]
         counts.append(rows)
         total += rows.shape[0]
         if total >= num_histories:

@@ -1,4 +1,4 @@
-"""Baseline encoder without attention: mean of the token embeddings of a history, then a residual two-layer head.
+"""Baseline encoder without attention: mean of the token embeddings of a history's items, then a two-layer head.
 
 Legend as in `clue.py`.
 """
@@ -11,19 +11,15 @@ from torch import nn
 
 
 class BagOfTokens(nn.Module):
-    """Same inputs, outputs and loss as `Clue`; an event counts as the mean of its tokens, a history as that of its events."""
+    """Same inputs, outputs and loss as `Clue`; an event is the mean of its tokens, a history that of its events."""
 
-    def __init__(self, vocab_size: int, dim: int, idf_V: torch.Tensor | None = None) -> None:
+    def __init__(self, vocab_size: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.token_embedding = nn.Embedding(vocab_size, dim)
-        self.hidden = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(2 * dim, dim)
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(0.07)))
-        nn.init.normal_(self.token_embedding.weight, std=0.3)
-        if idf_V is not None:
-            self.token_embedding.weight.data *= (idf_V / idf_V.mean())[:, None]
-        nn.init.zeros_(self.out.weight)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
 
     def forward(
         self,
@@ -36,4 +32,4 @@ class BagOfTokens(nn.Module):
         """User vectors (H, D), L2 norm 1, of all histories of a batch; there are no blocks to use or not."""
         item_UD = F.embedding_bag(tokens_T, self.token_embedding.weight, token_offsets[:-1], mode="mean")
         history_HD = F.embedding_bag(history_items_E, item_UD, history_offsets[:-1], mode="mean")
-        return F.normalize(history_HD + self.out(F.gelu(self.hidden(history_HD))), dim=-1)
+        return F.normalize(self.head(history_HD), dim=-1)

@@ -29,7 +29,9 @@ class CheckpointMismatchError(ValueError):
     """A checkpoint does not belong to the model that should be restored from it."""
 
 
-def save_checkpoint(directory: Path, state: TrainState, config: dict[str, Any], metrics: dict[str, float], keep: int) -> Path:
+def save_checkpoint(
+    directory: Path, state: TrainState, config: dict[str, Any], metrics: dict[str, float], keep: int
+) -> Path:
     """Commits `step-00000123/` under `directory`, then removes all but the newest `keep` and the best one.
 
     Args:
@@ -59,7 +61,11 @@ def restore_checkpoint(checkpoint: Path, state: TrainState) -> None:
     load_model(checkpoint / MODEL_FILE, state.model)
     _unflatten_optimizer(load_file(checkpoint / OPTIMIZER_FILE), state.optimizer)
     progress = json.loads((checkpoint / STATE_FILE).read_text())
-    state.step, state.samples_seen, state.batch_hash = progress["step"], progress["samples_seen"], progress["batch_hash"]
+    state.step, state.samples_seen, state.batch_hash = (
+        progress["step"],
+        progress["samples_seen"],
+        progress["batch_hash"],
+    )
 
 
 def load_model(path: Path, model: torch.nn.Module) -> None:
@@ -103,7 +109,9 @@ def best_checkpoint(directory: Path) -> Path | None:
     long before retrieval stops getting better (pipelines/records/LOG.md, yelp2019).
     """
     checkpoints = list_checkpoints(directory)
-    return max(reversed(checkpoints), key=lambda path: read_manifest(path).facts["metrics"]["val/recall_at_10"], default=None)
+    return max(
+        reversed(checkpoints), key=lambda path: read_manifest(path).facts["metrics"]["val/recall_at_10"], default=None
+    )
 
 
 def _tensors(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,7 +121,11 @@ def _tensors(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """State tensors as `index.name`; hyper-parameters are not state, they come from the config."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value).cpu() for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value).cpu()
+        for index, entry in state.items()
+        for name, value in entry.items()
+    }
 
 
 def _unflatten_optimizer(tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:

@@ -1,9 +1,9 @@
-"""The training loop on Ray Train: restore, iterate, step, validate, checkpoint. The only module that knows Ray Train."""
+"""The training loop on Ray Train: restore, iterate, step, validate, checkpoint. Only here is Ray Train known."""
 
 import os
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import ray
 import ray.train
@@ -16,8 +16,8 @@ from userrep.config import Config, ConfigError
 from userrep.data.augment import AugmentConfig
 from userrep.data.batch import from_table
 from userrep.data.pool import load_pool
-from userrep.data.tokenizer import read_idf
 from userrep.data.stream import execution_options, make_plan, stream_dataset
+from userrep.data.tokenizer import read_idf
 from userrep.data.views import ViewConfig
 from userrep.manifest import Manifest, read_manifest
 from userrep.models.clue import Clue, ClueConfig
@@ -41,27 +41,29 @@ class PretrainConfig(Config):
     views: ViewConfig = ViewConfig()
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
-    global_batch_size: int = Field(512, ge=2)  # users per optimizer step, over all workers
-    num_steps: int = Field(300, ge=1)
-    validate_every: int = Field(50, ge=1)  # steps between validations, each of which commits a checkpoint
-    pool_size: int = Field(1000, ge=2)  # held-out users of a validation
-    keep_checkpoints: int = Field(2, ge=1)  # newest ones; the best one is kept as well
+    global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
+    num_steps: int = Field(default=300, ge=1)
+    validate_every: int = Field(default=50, ge=1)  # steps between validations, each of which commits a checkpoint
+    pool_size: int = Field(default=1000, ge=2)  # held-out users of a validation
+    keep_checkpoints: int = Field(default=2, ge=1)  # newest ones; the best one is kept as well
     seed: int = 0
 
     @model_validator(mode="after")
     def _mixed_views_are_cut_at_random(self) -> Self:
         if "mixed" in self.views.kinds and (self.views.kinds[0] == "mixed" or self.augment.cut != "random"):
-            raise ValueError("`mixed` views are for training: put another kind first in views.kinds, set augment.cut=random")
+            raise ValueError(
+                "`mixed` views are for training: put another kind first in views.kinds, set augment.cut=random"
+            )
         return self
 
 
 class WorkersConfig(Config):
     """Where a run is executed. No part of a run's identity: the result does not depend on it."""
 
-    num_workers: int = Field(1, ge=1)
-    threads: int = Field(0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
+    num_workers: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
     use_gpu: bool = False
-    max_failures: int = Field(3, ge=-1)  # worker-group restarts from the last checkpoint
+    max_failures: int = Field(default=3, ge=-1)  # worker-group restarts from the last checkpoint
 
 
 def preflight(config: PretrainConfig, workers: WorkersConfig, cluster_cpus: float) -> float:
@@ -78,7 +80,7 @@ def preflight(config: PretrainConfig, workers: WorkersConfig, cluster_cpus: floa
         )
     if cluster_cpus < 2:
         raise ConfigError(
-            f"the Ray cluster has {cluster_cpus:g} CPU, and training and its input need one each: start it with --num-cpus=2"
+            f"the Ray cluster has {cluster_cpus:g} CPU, and training and its input need one each: give it 2"
         )
     return min(1.0, (cluster_cpus - 1) / workers.num_workers)
 
@@ -145,8 +147,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     pool = load_pool(shards, manifest.facts["shards"], config.views, "validation", config.pool_size)
     spool = MetricSpool(run_dir / SPOOL_NAME) if context.get_world_rank() == 0 else None
 
-    batches = ray.train.get_dataset_shard("train").iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
+    stream = cast(ray.data.DataIterator, ray.train.get_dataset_shard("train"))
+    batches = stream.iter_batches(
+        batch_size=cast(int, None),  # whole blocks; Ray's annotation has forgotten its own None
+        batch_format="pyarrow",
+        prefetch_batches=PREFETCH_BATCHES,
     )
     waiting_since = time.perf_counter()
     for table in batches:
@@ -174,5 +179,3 @@ def build_state(config: PretrainConfig, manifest: Manifest, shards: Path) -> Tra
     torch.manual_seed(config.seed)
     model = Clue(config.model, manifest.facts["vocab_size"], torch.from_numpy(read_idf(shards)))
     return TrainState(model=model, optimizer=build_optimizer(model, config.optim))
-
-

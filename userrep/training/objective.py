@@ -9,6 +9,8 @@ from userrep.losses.contrastive import clip_loss
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue
 
+Encoder = Clue | BagOfTokens
+
 
 class ClueObjective(nn.Module):
     """Contrastive loss of the two views of a batch of users.
@@ -17,7 +19,7 @@ class ClueObjective(nn.Module):
     bag-of-tokens encoder, whose steps cost a tenth, and the blocks then learn on embeddings that mean something.
     """
 
-    def __init__(self, model: Clue | BagOfTokens, bag_steps: int = 0) -> None:
+    def __init__(self, model: Encoder, bag_steps: int = 0) -> None:
         super().__init__()
         self.model, self.bag_steps = model, bag_steps
 
@@ -28,7 +30,7 @@ class ClueObjective(nn.Module):
         return clip_loss(anchor_BD, positive_BD, self.model.logit_scale, torch.from_numpy(batch.user_keys.copy()))
 
 
-def encode(model: Clue | BagOfTokens, batch: HistoryBatch, use_blocks: bool = True) -> torch.Tensor:
+def encode(model: Encoder, batch: HistoryBatch, use_blocks: bool = True) -> torch.Tensor:
     """User vectors (H, D) of all histories of a batch."""
     arrays = (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)
     return model(*(_long(array) for array in arrays), use_blocks)

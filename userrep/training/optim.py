@@ -18,16 +18,16 @@ class OptimConfig(Config):
     Differs: token embeddings have a learning rate of their own; no decay on them, on vectors and on scalars.
     """
 
-    learning_rate: float = Field(5e-4, gt=0)  # matrices, vectors and scalars
-    embedding_learning_rate: float = Field(5e-3, gt=0)  # token and position embeddings
-    weight_decay: float = Field(0.01, ge=0)  # decoupled; of matrices alone
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.98, ge=0, lt=1)
-    warmup_fraction: float = Field(0.05, ge=0, le=1)  # of all steps
-    bag_steps: int = Field(0, ge=0)  # first steps without transformer blocks, see `training/objective.py`
-    block_warmup_steps: int = Field(100, ge=1)  # after them: second warm-up of everything but the embeddings
-    final_fraction: float = Field(0.01, ge=0, le=1)  # of the peak learning rate, at the last step
-    max_grad_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)  # matrices, vectors and scalars
+    embedding_learning_rate: float = Field(default=5e-3, gt=0)  # token and position embeddings
+    weight_decay: float = Field(default=0.01, ge=0)  # decoupled; of matrices alone
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)  # of all steps
+    bag_steps: int = Field(default=0, ge=0)  # first steps without transformer blocks, see `training/objective.py`
+    block_warmup_steps: int = Field(default=100, ge=1)  # after them: second warm-up of everything but the embeddings
+    final_fraction: float = Field(default=0.01, ge=0, le=1)  # of the peak learning rate, at the last step
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -37,7 +37,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     for parameter in model.parameters():
         role = "embedding" if id(parameter) in tables else "matrix" if parameter.ndim >= 2 else "vector"
         groups[role].append(parameter)
-    peaks = {"embedding": config.embedding_learning_rate, "matrix": config.learning_rate, "vector": config.learning_rate}
+    peaks = {
+        "embedding": config.embedding_learning_rate,
+        "matrix": config.learning_rate,
+        "vector": config.learning_rate,
+    }
     decays = {"embedding": 0.0, "matrix": config.weight_decay, "vector": 0.0}
     described: list[dict[str, Any]] = [
         {"params": parameters, "role": role, "peak_lr": peaks[role], "lr": peaks[role], "weight_decay": decays[role]}

@@ -8,6 +8,7 @@ from torch import nn
 
 from userrep.data.batch import UserBatch
 from userrep.losses.gather import all_gather, world_size
+from userrep.training.objective import Encoder
 from userrep.training.optim import OptimConfig, learning_rate_factor, set_learning_rates
 
 
@@ -27,7 +28,7 @@ class TrainState:
         batch_hash: rolling hash over the user keys of all global batches, in order; independent of the world size.
     """
 
-    model: nn.Module
+    model: Encoder
     optimizer: torch.optim.AdamW
     step: int = 0
     samples_seen: int = 0
@@ -79,4 +80,3 @@ def train_step(
         "train/grad_norm": grad_norm.item(),
         "train/learning_rate_factor": learning_rate_factor(state.step - 1, num_steps, config),
     }
-

@@ -92,7 +92,9 @@ def open_run(client: MlflowClient, experiment: str, name: str, config: dict[str,
     A run is known by the tag `userrep.run`, so a resumed job goes on with the run that it started.
     """
     found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifact_root.as_uri())
+    experiment_id = (
+        found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifact_root.as_uri())
+    )
     runs = client.search_runs([experiment_id], filter_string=f"tags.`userrep.run` = '{name}'", max_results=1)
     if runs:
         run_id = runs[0].info.run_id

@@ -7,15 +7,13 @@ from userrep.data.pool import Pool
 from userrep.evaluation.ranking import retrieval_metrics
 from userrep.losses.contrastive import MAX_LOGIT_SCALE
 from userrep.losses.gather import all_gather_uneven, rank, world_size
-from userrep.models.bag_of_tokens import BagOfTokens
-from userrep.models.clue import Clue
-from userrep.training.objective import encode
+from userrep.training.objective import Encoder, encode
 
 ENCODE_USERS = 256  # bounds the memory of a forward pass
 
 
 @torch.no_grad()
-def encode_pool(model: Clue | BagOfTokens, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+def encode_pool(model: Encoder, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """Anchor and positive vectors, each float32 (P, D). A collective: every rank encodes its part of the pool."""
     borders = np.linspace(0, len(pool), world_size() + 1).astype(int)
     anchors, positives = [torch.empty(0, model.dim)], [torch.empty(0, model.dim)]
@@ -27,7 +25,7 @@ def encode_pool(model: Clue | BagOfTokens, pool: Pool) -> tuple[np.ndarray, np.n
     return all_gather_uneven(torch.cat(anchors)).numpy(), all_gather_uneven(torch.cat(positives)).numpy()
 
 
-def validate(model: Clue | BagOfTokens, pool: Pool) -> dict[str, float]:
+def validate(model: Encoder, pool: Pool) -> dict[str, float]:
     """`val/loss` (symmetric InfoNCE with the whole pool as the batch; chance is log P) and `val/recall_at_{1,10}`."""
     was_training = model.training
     model.eval()

@@ -16,7 +16,7 @@ def read(path: Path, encoding: Encoding = "utf-8") -> tuple[list[tuple[int, str]
     for span in spans(path, path.name):
         for batch in read_lines(span, encoding):
             good += zip(batch.numbers, batch.texts, strict=True)
-            bad += [tuple(entry) for entry in batch.spoiled]
+            bad += [(entry.line, entry.reason, entry.record) for entry in batch.spoiled]
     return good, bad
 
 

@@ -39,6 +39,7 @@ class Spoiled(NamedTuple):
     line: int  # 1-based
     reason: Reason
     record: str
+    id: str | None = None  # of an item or user record, where it can be read
 
 
 class Batch(NamedTuple):
@@ -84,6 +85,7 @@ def rejected_table(table: TableName, file: str, spoiled: Sequence[Spoiled]) -> p
         pa.repeat(pa.scalar(table, pa.string()), len(spoiled)),
         pa.repeat(pa.scalar(file, pa.string()), len(spoiled)),
         pa.array([entry.line for entry in spoiled], pa.int64()),
+        pa.array([entry.id for entry in spoiled], pa.string()),
         pa.array([entry.reason for entry in spoiled], pa.string()),
         pa.array(records, pa.string()),
     ]
@@ -127,8 +129,10 @@ def _divide(
     bad_rows = np.flatnonzero(first_fault)
     if bad_rows.size:
         good = good.filter(pa.array(first_fault == 0))
+    ids = arrays[0] if table != "events" else pa.nulls(rows, pa.string())
     spoiled = [
-        Spoiled(int(batch.lines[row]), faults[first_fault[row] - 1][0], batch.record(int(row))) for row in bad_rows
+        Spoiled(int(batch.lines[row]), faults[first_fault[row] - 1][0], batch.record(int(row)), ids[int(row)].as_py())
+        for row in bad_rows
     ]
     spoiled = sorted([*batch.spoiled, *spoiled], key=lambda entry: entry.line)
     return Parsed(good, rejected_table(table, batch.file, spoiled))
