@@ -142,12 +142,10 @@ def doctor(workdir: WorkdirOption = Path("work"), tracking_uri: UriOption = None
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends with one clear message, not with a traceback."""
-    from userrep.config import ConfigError
-
+    """Entry point: a user's mistake, or a failed run, ends with one clear message; `-v` shows the traceback."""
     try:
         app()
-    except (ConfigError, ValueError) as error:
+    except (ValueError, RuntimeError) as error:
         if "--verbose" in sys.argv or "-v" in sys.argv:
             raise
         sys.stderr.write(f"userrep: {error}\n")

@@ -37,7 +37,7 @@ def ray_session(is_verbose: bool) -> Iterator[None]:
         return
     level = logging.INFO if is_verbose else logging.ERROR
     if not is_verbose:
-        for name in ("ray.data", "ray.train", "ray.tune"):
+        for name in ("ray.data", "ray.train", "ray._private.authentication"):
             logging.getLogger(name).setLevel(level)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
     ray.init(

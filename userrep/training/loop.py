@@ -34,6 +34,10 @@ COLLECTIVE_TIMEOUT_S = 300  # a rank that is gone becomes an error instead of a 
 PREFETCH_BATCHES = 4
 
 
+class TrainingError(RuntimeError):
+    """A worker failed, again and again; the message names the first worker's exception."""
+
+
 class PretrainConfig(Config):
     """One pretraining run."""
 
@@ -93,6 +97,10 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
         run_dir: absolute path that all nodes share; one run config only.
         config: the run.
         workers: where it runs.
+
+    Raises:
+        ConfigError: the run cannot start here.
+        TrainingError: it started and failed; what it reached stays in its last checkpoint.
     """
     manifest = read_manifest(shards)
     plan = make_plan(manifest.facts["shards"], config.views, config.global_batch_size, config.seed, config.num_steps)
@@ -126,7 +134,11 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
         datasets={"train": remaining},
         dataset_config=DataConfig(datasets_to_split=["train"], execution_options=execution_options()),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        rank_, cause = min(error.worker_failures.items())
+        raise TrainingError(f"worker {rank_} failed: {cause}") from error
 
 
 def train_worker(settings: dict[str, Any]) -> None:

@@ -27,15 +27,17 @@ class ClueObjective(nn.Module):
         """Scalar loss of this worker's users against the users of all workers (`losses/contrastive.py`)."""
         view_HD = encode(self.model, batch, use_blocks=batch.step >= self.bag_steps)
         anchor_BD, positive_BD = view_HD.chunk(2)
-        return clip_loss(anchor_BD, positive_BD, self.model.logit_scale, torch.from_numpy(batch.user_keys.copy()))
+        return clip_loss(anchor_BD, positive_BD, self.model.logit_scale, user_keys(batch, view_HD.device))
 
 
 def encode(model: Encoder, batch: HistoryBatch, use_blocks: bool = True) -> torch.Tensor:
     """User vectors (H, D) of all histories of a batch."""
     arrays = (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)
-    return model(*(_long(array) for array in arrays), use_blocks)
-
-
-def _long(array: np.ndarray) -> torch.Tensor:
+    device = model.logit_scale.device
     # int64: what every torch index operation accepts; the copy also gives torch memory that it may write to.
-    return torch.from_numpy(array.astype(np.int64))
+    return model(*(torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays), use_blocks)
+
+
+def user_keys(batch: UserBatch, device: torch.device) -> torch.Tensor:
+    """Keys of the batch's users, int64 (B,)."""
+    return torch.from_numpy(batch.user_keys.copy()).to(device)

@@ -8,7 +8,7 @@ from torch import nn
 
 from userrep.data.batch import UserBatch
 from userrep.losses.gather import all_gather, world_size
-from userrep.training.objective import Encoder
+from userrep.training.objective import Encoder, user_keys
 from userrep.training.optim import OptimConfig, learning_rate_factor, set_learning_rates
 
 
@@ -71,8 +71,8 @@ def train_step(
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 
-    keys_G = all_gather(torch.from_numpy(batch.user_keys.copy()))
-    state.batch_hash = hashlib.blake2b(state.batch_hash.encode() + keys_G.numpy().tobytes(), digest_size=16).hexdigest()
+    keys_G = all_gather(user_keys(batch, loss.device)).cpu().numpy()
+    state.batch_hash = hashlib.blake2b(state.batch_hash.encode() + keys_G.tobytes(), digest_size=16).hexdigest()
     state.samples_seen += len(batch.user_keys) * world_size()
     state.step += 1
     return {

@@ -16,13 +16,15 @@ ENCODE_USERS = 256  # bounds the memory of a forward pass
 def encode_pool(model: Encoder, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """Anchor and positive vectors, each float32 (P, D). A collective: every rank encodes its part of the pool."""
     borders = np.linspace(0, len(pool), world_size() + 1).astype(int)
-    anchors, positives = [torch.empty(0, model.dim)], [torch.empty(0, model.dim)]
+    empty = torch.empty(0, model.dim, device=model.logit_scale.device)  # a rank may have no users
+    anchors, positives = [empty], [empty]
     for start in range(borders[rank()], borders[rank() + 1], ENCODE_USERS):
         stop = min(start + ENCODE_USERS, borders[rank() + 1])
         anchor, positive = encode(model, pool.batch(start, stop)).chunk(2)
         anchors.append(anchor)
         positives.append(positive)
-    return all_gather_uneven(torch.cat(anchors)).numpy(), all_gather_uneven(torch.cat(positives)).numpy()
+    anchor_PD, positive_PD = (all_gather_uneven(torch.cat(views)).cpu().numpy() for views in (anchors, positives))
+    return anchor_PD, positive_PD
 
 
 def validate(model: Encoder, pool: Pool) -> dict[str, float]:
