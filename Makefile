@@ -1,7 +1,7 @@
 # Every target makes .venv itself, so that `make demo` or `make test` works on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_DIR ?= work/demo
+DEMO_DIR ?= jobs/demo
 
 .PHONY: setup check test slow demo bench
 .DEFAULT_GOAL := setup

@@ -47,6 +47,7 @@ def measure(program: str, *arguments: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Runs the measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=21_000, help="synthetic users of the small run; 48 events each")
     parser.add_argument("--json", type=Path, help="append the results as JSON lines")

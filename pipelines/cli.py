@@ -52,7 +52,7 @@ STAGE_HELP = {
 def _stage_command(stage: str) -> None:
     def command(
         config: ConfigOption = "demo",
-        workdir: WorkdirOption = Path("work"),
+        workdir: WorkdirOption = Path("jobs"),
         data: DataOption = None,
         overrides: SetOption = None,
         verbose: VerboseOption = False,
@@ -71,7 +71,7 @@ for _stage in STAGE_HELP:
 @app.command()
 def run(
     config: ConfigOption = "demo",
-    workdir: WorkdirOption = Path("work"),
+    workdir: WorkdirOption = Path("jobs"),
     data: DataOption = None,
     overrides: SetOption = None,
     dry_run: Annotated[
@@ -85,7 +85,7 @@ def run(
 
     if dry_run:
         _print(job.config.model_dump(mode="json"))
-        for stage, state in job.plan(list(main_job.STAGES)):
+        for stage, state in job.plan({name: stage.table for name, stage in main_job.STAGES.items()}).items():
             job.console.say(f"{stage}: {state}")
         return
     summary = main_job.run(job)
@@ -97,7 +97,7 @@ def run(
 def pull(
     reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME@v12 or NAME/12.")],
     to: Annotated[Path, typer.Option("--to", help="Directory of the table; default: its name.")] = Path(),
-    workdir: WorkdirOption = Path("work"),
+    workdir: WorkdirOption = Path("jobs"),
     tracking_uri: UriOption = None,
     verbose: VerboseOption = False,
 ) -> None:
@@ -130,7 +130,7 @@ def show_config(
 
 
 @app.command()
-def doctor(workdir: WorkdirOption = Path("work"), tracking_uri: UriOption = None) -> None:
+def doctor(workdir: WorkdirOption = Path("jobs"), tracking_uri: UriOption = None) -> None:
     """Check versions, cores, memory, ports, storage, MLflow and Ray; say what to do about each problem."""
     from pipelines.doctor import diagnose
 

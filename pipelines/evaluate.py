@@ -11,7 +11,7 @@ from userrep.data.pool import Pool, load_pool
 from userrep.data.sources.oracle import History, oracle_scores
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.evaluation.baselines import popularity_scores, random_scores, tfidf_scores
-from userrep.evaluation.ranking import retrieval_metrics
+from userrep.evaluation.ranking import compare_retrieval, retrieval_hits
 from userrep.inference import load_encoder
 from userrep.training.local import train_bag_of_tokens, train_without_blocks
 from userrep.training.validation import encode_pool
@@ -28,11 +28,11 @@ def run(job: Job) -> None:
         shards = job.path(tokenize.TABLE)
         facts = job.manifest(tokenize.TABLE).facts
         pool = load_pool(shards, facts["shards"], job.config.pretrain.views, "test", config.pool_size)
-        results: dict[str, dict[str, float]] = {}
-        results["encoder"] = _vectors_metrics(*encode_pool(load_encoder(job.path(pretrain.TABLE)), pool))
-        results["random"] = retrieval_metrics(random_scores(len(pool)))
-        results["popularity"] = retrieval_metrics(popularity_scores(pool, shards, facts["shards"]))
-        results["tfidf"] = retrieval_metrics(
+        hits: dict[str, dict[int, np.ndarray]] = {}
+        hits["encoder"] = _vector_hits(*encode_pool(load_encoder(job.path(pretrain.TABLE)), pool))
+        hits["random"] = retrieval_hits(random_scores(len(pool)))
+        hits["popularity"] = retrieval_hits(popularity_scores(pool, shards, facts["shards"]))
+        hits["tfidf"] = retrieval_hits(
             tfidf_scores(pool, shards, facts["shards"], facts["vocab_size"], config.num_idf_histories)
         )
         if config.bag_of_tokens_steps:
@@ -40,13 +40,14 @@ def run(job: Job) -> None:
                 bag = train_bag_of_tokens(
                     shards, job.config.pretrain, config.bag_of_tokens_steps, config.bag_of_tokens_dim, advance
                 )
-            results["bag_of_tokens"] = _vectors_metrics(*encode_pool(bag, pool))
+            hits["bag_of_tokens"] = _vector_hits(*encode_pool(bag, pool))
         if config.without_blocks:
             with job.console.progress("evaluate: encoder without blocks", "users") as advance:
                 ablated = train_without_blocks(shards, job.config.pretrain, advance)
-            results["without_blocks"] = _vectors_metrics(*encode_pool(ablated, pool))
+            hits["without_blocks"] = _vector_hits(*encode_pool(ablated, pool))
         if isinstance(job.config.source, SyntheticSource):
-            results["oracle"] = _oracle_metrics(job.config.source, pool)
+            hits["oracle"] = _oracle_hits(job.config.source, pool)
+        results = compare_retrieval(hits, own="encoder")
         (draft.directory / RESULTS).write_text(json.dumps(results, indent=1))
         draft.commit("evaluation", {"rows": len(pool), "pool": len(pool), "views": pool_description(job), **results})
 
@@ -64,11 +65,11 @@ def pool_description(job: Job) -> str:
     return "a user's history in one service, given that in another (and the reverse)"
 
 
-def _vectors_metrics(anchor_PD: np.ndarray, positive_PD: np.ndarray) -> dict[str, float]:
-    return retrieval_metrics(anchor_PD @ positive_PD.T)
+def _vector_hits(anchor_PD: np.ndarray, positive_PD: np.ndarray) -> dict[int, np.ndarray]:
+    return retrieval_hits(anchor_PD @ positive_PD.T)
 
 
-def _oracle_metrics(source: SyntheticSource, pool: Pool) -> dict[str, float]:
+def _oracle_hits(source: SyntheticSource, pool: Pool) -> dict[int, np.ndarray]:
     anchors, positives = ([History(*events) for events in view] for view in pool.view_events())
     users = pool.user_ids()
-    return retrieval_metrics(oracle_scores(source, users, positives), oracle_scores(source, users, anchors))
+    return retrieval_hits(oracle_scores(source, users, positives), oracle_scores(source, users, anchors))

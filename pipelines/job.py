@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.config import JobConfig
 from pipelines.console import Console
 from userrep.manifest import (
+    MANIFEST_NAME,
     FileEntry,
     IncompleteTableError,
     Manifest,
@@ -75,17 +76,14 @@ class Job:
         """Manifest of a committed table."""
         return read_manifest(self.path(table))
 
-    def plan(self, stages: list[str]) -> list[tuple[str, str]]:
-        """What a run would do with each stage, judged by which tables exist; nothing is read or written."""
-        tables = {
-            "tokenize": "shards",
-            "pretrain": "encoder",
-            "evaluate": "evaluation",
-            "embed": "embeddings",
-            "publish": "published",
-        }
-        exists = {stage: (self.path(tables.get(stage, stage)) / "manifest.json").is_file() for stage in stages}
-        return [(stage, "table exists; skipped if unchanged" if exists[stage] else "would run") for stage in stages]
+    def plan(self, tables: dict[str, str]) -> dict[str, str]:
+        """What a run would do with each stage, judged by which tables exist; nothing is written.
+
+        Args:
+            tables: the table of every stage.
+        """
+        exists = {stage: (self.path(table) / MANIFEST_NAME).is_file() for stage, table in tables.items()}
+        return {stage: "done; skipped if unchanged" if exists[stage] else "would run" for stage in tables}
 
     def run_stage(
         self, stage: str, table: str, config: dict[str, Any], inputs: tuple[str, ...], write: Callable[[Draft], None]

@@ -99,7 +99,7 @@ def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
 def compare_systems(systems: dict[str, dict[str, float]]) -> tuple[str, str]:
     """The verdict in words: a headline, and recall@10 of the encoder against every baseline.
 
-    "Above" and "below" need 95% intervals that do not overlap, which is more than a paired test would ask for.
+    "Above" and "below" need a 95% interval of the difference, user by user, that excludes zero.
 
     Args:
         systems: retrieval metrics by name, `encoder` among them; or empty.
@@ -117,7 +117,7 @@ def compare_systems(systems: dict[str, dict[str, float]]) -> tuple[str, str]:
         if rivals:
             phrases.append(f"{relation} {' and '.join(filter(None, [', '.join(rivals[:-1]), rivals[-1]]))}")
     if groups["not clearly above"]:
-        phrases.append("not clearly above means that the 95% intervals overlap")
+        phrases.append("not clearly above means that the 95% interval of the difference includes zero")
     text = "; ".join(phrases) or "no baseline was evaluated"
     headline = "Above every baseline" if groups["above"] else "No baseline to compare with"
     if groups["not clearly above"]:
@@ -128,10 +128,10 @@ def compare_systems(systems: dict[str, dict[str, float]]) -> tuple[str, str]:
 
 
 def _relation(systems: dict[str, dict[str, float]], name: str) -> str:
-    encoder, other = systems["encoder"], systems[name]
-    if encoder["recall_at_10_low"] > other["recall_at_10_high"]:
-        return "above"
-    return "below" if encoder["recall_at_10_high"] < other["recall_at_10_low"] else "not clearly above"
+    other = systems[name]
+    if name == "encoder" or other["lead_low"] <= 0 <= other["lead_high"]:
+        return "not clearly above"
+    return "above" if other["lead_low"] > 0 else "below"
 
 
 def _ranked(systems: dict[str, dict[str, float]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pipelines import embed, evaluate, ingest, pretrain, publish, tokenize
 from pipelines.job import Job
@@ -10,16 +11,22 @@ from pipelines.session import PeakMemory, ray_session
 from pipelines.summary import summarize
 from userrep.manifest import write_json
 
-Stage = Callable[[Job], None]
+
+class Stage(NamedTuple):
+    """A stage and the table that it writes."""
+
+    run: Callable[[Job], None]
+    table: str
+
 
 # In the order of their inputs. `pull` is no stage: it writes outside the job, wherever a user wants the table.
-STAGES: dict[str, Stage] = {
-    "ingest": ingest.run,
-    "tokenize": tokenize.run,
-    "pretrain": pretrain.run,
-    "evaluate": evaluate.run,
-    "embed": embed.run,
-    "publish": publish.run,
+STAGES = {
+    "ingest": Stage(ingest.run, ingest.TABLE),
+    "tokenize": Stage(tokenize.run, tokenize.TABLE),
+    "pretrain": Stage(pretrain.run, pretrain.TABLE),
+    "evaluate": Stage(evaluate.run, evaluate.TABLE),
+    "embed": Stage(embed.run, embed.TABLE),
+    "publish": Stage(publish.run, publish.TABLE),
 }
 
 
@@ -27,7 +34,7 @@ def run_stage(job: Job, stage: str) -> None:
     """Runs one stage; its inputs must be there."""
     job.workdir.mkdir(parents=True, exist_ok=True)
     with ray_session(job.console.is_verbose):
-        STAGES[stage](job)
+        STAGES[stage].run(job)
 
 
 def run(job: Job) -> dict[str, object]:
@@ -37,7 +44,7 @@ def run(job: Job) -> dict[str, object]:
     started = time.perf_counter()
     with PeakMemory() as memory, ray_session(job.console.is_verbose):
         for stage in STAGES.values():
-            stage(job)
+            stage.run(job)
         pull_started = time.perf_counter()
         pulled = publish.run_pull(job)
         pulled["seconds"] = round(time.perf_counter() - pull_started, 3)

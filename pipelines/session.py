@@ -12,6 +12,7 @@ import psutil
 SAMPLE_INTERVAL_S = 0.5
 
 QUIET_ENV = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # worker prints would appear twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning on machines without a GPU

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrep.evaluation.ranking import expected_hits, retrieval_metrics
+from userrep.evaluation.ranking import compare_retrieval, expected_hits, retrieval_hits
+
+
+def retrieval_metrics(scores: np.ndarray) -> dict[str, float]:
+    return compare_retrieval({"own": retrieval_hits(scores)}, "own")["own"]
 
 
 def test_known_ranks() -> None:
@@ -46,6 +50,17 @@ def test_order_of_the_pool_is_irrelevant() -> None:
 def test_interval_holds_the_mean() -> None:
     metrics = retrieval_metrics(np.random.default_rng(0).random((300, 300)))
     assert metrics["recall_at_10_low"] < metrics["recall_at_10"] < metrics["recall_at_10_high"]
+
+
+def test_lead_is_judged_user_by_user() -> None:
+    rng = np.random.default_rng(0)
+    good = rng.random((400, 400)) + 2 * np.eye(400) * (rng.random(400) < 0.5)
+    better = good + 2 * np.eye(400) * (rng.random(400) < 0.05)  # finds some more users and loses none
+    hits = {"own": retrieval_hits(better), "good": retrieval_hits(good), "same": retrieval_hits(better)}
+    results = compare_retrieval(hits, "own")
+    assert results["own"]["recall_at_10_low"] < results["good"]["recall_at_10_high"]  # the intervals overlap
+    assert 0 < results["good"]["lead_low"] < results["good"]["lead_high"]
+    assert results["same"]["lead_low"] == results["same"]["lead_high"] == 0
 
 
 def test_diverged_encoder_is_an_error() -> None:

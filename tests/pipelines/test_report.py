@@ -22,7 +22,9 @@ HOSTILE = "<script>alert('$x$')</script>&\"'"
 
 
 def metrics(value: float, low: float, high: float) -> dict[str, float]:
-    return {"recall_at_1": value / 2, "recall_at_10": value, "recall_at_10_low": low, "recall_at_10_high": high}
+    """Of a system whose lead over or under the encoder of SUMMARY is as clear as the two intervals make it."""
+    own = {"recall_at_1": value / 2, "recall_at_10": value, "recall_at_10_low": low, "recall_at_10_high": high}
+    return own | {"lead_low": 0.40 - high, "lead_high": 0.46 - low}
 
 
 SUMMARY: dict[str, Any] = {

@@ -11,8 +11,8 @@ import numpy as np
 CUTOFFS = (1, 10)
 
 
-def retrieval_metrics(scores_PP: np.ndarray, backward_PP: np.ndarray | None = None) -> dict[str, float]:
-    """Recall at 1 and 10, the mean of both directions, with a 95% bootstrap interval over users for recall at 10.
+def retrieval_hits(scores_PP: np.ndarray, backward_PP: np.ndarray | None = None) -> dict[int, np.ndarray]:
+    """Expected hits of every user at 1 and at 10, (P,) each: the mean of both directions.
 
     Args:
         scores_PP: row i ranks all positives for the anchor of user i.
@@ -24,12 +24,29 @@ def retrieval_metrics(scores_PP: np.ndarray, backward_PP: np.ndarray | None = No
     directions = (scores_PP, scores_PP.T if backward_PP is None else backward_PP)
     if not all(np.isfinite(scores).all() for scores in directions):
         raise ValueError("retrieval scores are not finite: the encoder has diverged, or a baseline met unseen data")
-    hits = {k: np.mean([expected_hits(scores, k) for scores in directions], axis=0) for k in CUTOFFS}
-    low, high = bootstrap_interval(hits[10])
-    return {f"recall_at_{k}": float(hit_P.mean()) for k, hit_P in hits.items()} | {
-        "recall_at_10_low": low,
-        "recall_at_10_high": high,
-    }
+    return {k: np.mean([expected_hits(scores, k) for scores in directions], axis=0) for k in CUTOFFS}
+
+
+def compare_retrieval(hits: dict[str, dict[int, np.ndarray]], own: str) -> dict[str, dict[str, float]]:
+    """Recall at 1 and 10 of several systems on the same users, with 95% bootstrap intervals over users.
+
+    Args:
+        hits: of every system, from `retrieval_hits`.
+        own: the system that the others are compared with.
+
+    Returns:
+        By system `recall_at_1`, `recall_at_10`, `recall_at_10_low`, `recall_at_10_high`; for all but `own` also
+        `lead_low` and `lead_high`, the interval of own recall at 10 minus theirs, user by user.
+    """
+    results: dict[str, dict[str, float]] = {}
+    for name, hits_at in hits.items():
+        low, high = bootstrap_interval(hits_at[10])
+        results[name] = {f"recall_at_{k}": float(hit_P.mean()) for k, hit_P in hits_at.items()}
+        results[name] |= {"recall_at_10_low": low, "recall_at_10_high": high}
+        if name != own:
+            lead_low, lead_high = bootstrap_interval(hits[own][10] - hits_at[10])
+            results[name] |= {"lead_low": lead_low, "lead_high": lead_high}
+    return results
 
 
 def expected_hits(scores_PP: np.ndarray, k: int) -> np.ndarray:

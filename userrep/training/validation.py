@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from userrep.data.pool import Pool
-from userrep.evaluation.ranking import retrieval_metrics
+from userrep.evaluation.ranking import retrieval_hits
 from userrep.losses.contrastive import MAX_LOGIT_SCALE
 from userrep.losses.gather import all_gather_uneven, rank, world_size
 from userrep.training.objective import Encoder, encode
@@ -35,11 +35,11 @@ def validate(model: Encoder, pool: Pool) -> dict[str, float]:
     model.train(was_training)
     scores_PP = anchor_PD @ positive_PD.T
     scale = min(model.logit_scale.exp().item(), MAX_LOGIT_SCALE)
-    metrics = retrieval_metrics(scores_PP)
+    hits = retrieval_hits(scores_PP)
     return {
         "val/loss": _symmetric_cross_entropy(scale * scores_PP),
-        "val/recall_at_1": metrics["recall_at_1"],
-        "val/recall_at_10": metrics["recall_at_10"],
+        "val/recall_at_1": float(hits[1].mean()),
+        "val/recall_at_10": float(hits[10].mean()),
         "val/logit_scale": scale,
     }
 
