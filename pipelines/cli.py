@@ -145,6 +145,9 @@ def main() -> None:
     """Entry point: a user's mistake, or a failed run, ends with one clear message; `-v` shows the traceback."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"userrep: this command needs {error.name}: pip install 'userrep[train]'\n")
+        raise SystemExit(1) from error
     except (ValueError, RuntimeError) as error:
         if "--verbose" in sys.argv or "-v" in sys.argv:
             raise

@@ -1,12 +1,13 @@
 """Runs on the embedded synthetic world."""
 
 from pipelines.config import EvaluateConfig, JobConfig
+from userrep.data.augment import AugmentConfig
 from userrep.data.ingest import IngestConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
-from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.loop import PretrainConfig
+from userrep.training.optim import OptimConfig
 
 
 def demo() -> JobConfig:
@@ -16,13 +17,13 @@ def demo() -> JobConfig:
     """
     return JobConfig(
         name="demo",
-        source=SyntheticSource(),
         pretrain=PretrainConfig(
             model=ClueConfig(dim=64),
-            views=ViewConfig(kinds=("service",), max_events=32),
-            num_steps=200,
+            augment=AugmentConfig(cut="random", min_keep=0.3, max_events=16),
+            optim=OptimConfig(learning_rate=1e-3, bag_steps=150),
+            num_steps=500,
         ),
-        evaluate=EvaluateConfig(bag_of_tokens_steps=600),
+        evaluate=EvaluateConfig(bag_of_tokens_steps=800, bag_of_tokens_dim=64),
     )
 
 
@@ -38,7 +39,8 @@ def smoke() -> JobConfig:
         tokenize=TokenizeConfig(vocab_size=1024),
         pretrain=PretrainConfig(
             model=ClueConfig(dim=16, num_heads=2),
-            views=ViewConfig(kinds=("service",), max_events=16),
+            augment=AugmentConfig(max_events=16),
+            optim=OptimConfig(bag_steps=5),
             global_batch_size=128,
             num_steps=20,
             validate_every=10,
