@@ -69,7 +69,9 @@ def tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def write_idf(directory: Path, document_counts: np.ndarray, num_documents: int) -> None:
-    """Writes the inverse document frequency of each token, where a document is an item: log((1 + n) / (1 + df)) + 1.
+    """Writes the inverse document frequency of each token, log((1 + n) / (1 + df)) + 1.
+
+    A document is an entry of a row group's item dictionary, so an item that many users share counts more often.
 
     Source: the smoothed form of scikit-learn's TfidfTransformer. Differs: none.
     """
