@@ -17,9 +17,9 @@ def local_tracking_uri(workdir: Path) -> str:
     return f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
 
 
-def artifact_root(job: Job) -> Path:
-    """Where the local database keeps artifacts."""
-    return job.workdir.resolve() / "mlartifacts"
+def artifact_root(job: Job) -> Path | None:
+    """Where the database of the working directory keeps artifacts; None leaves that to the MLflow that is named."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else job.workdir.resolve() / "mlartifacts"
 
 
 def quiet_mlflow() -> None:

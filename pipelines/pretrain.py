@@ -89,19 +89,16 @@ def _follow(job: Job, run_dir: Path, replay: MlflowReplay) -> Iterator[None]:
     config = job.config.pretrain
 
     def follow() -> None:
-        note, first_step = "", None
+        validation, first_step = "", None
         with job.console.progress("pretrain", "users") as advance:
             while not stop.wait(POLL_INTERVAL_S):
                 for point in reader.read():
                     metrics, step = point["metrics"], point["step"]
                     if first_step is None:
                         first_step = step
-                    note = f"loss {metrics['train/loss']:.3f}" + (note[note.find(" val") :] if " val" in note else "")
                     if "val/loss" in metrics:
-                        note = (
-                            f"loss {metrics['train/loss']:.3f} val {metrics['val/loss']:.3f}"
-                            f" recall@10 {metrics['val/recall_at_10']:.3f}"
-                        )
+                        validation = f", val {metrics['val/loss']:.3f}, recall@10 {metrics['val/recall_at_10']:.3f}"
+                    note = f"loss {metrics['train/loss']:.3f}{validation}"
                     advance(step, config.num_steps, (step - first_step + 1) * config.global_batch_size, note)
                 replay.try_flush()
 

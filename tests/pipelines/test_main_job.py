@@ -14,7 +14,7 @@ from pipelines.config import JobConfig
 from pipelines.console import Console
 from pipelines.experiments.catalog import load_config
 from pipelines.job import Job
-from pipelines.mlflow_store import local_tracking_uri
+from pipelines.mlflow_store import artifact_root, local_tracking_uri
 from pipelines.pretrain import training_curve
 from pipelines.run import STAGES, run
 from userrep.manifest import read_manifest
@@ -95,6 +95,13 @@ def test_downstream_pulls_without_torch_and_ray(finished: Job, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 800
     assert read_manifest(tmp_path / "users").facts == read_manifest(finished.path("embeddings")).facts
+
+
+def test_a_named_mlflow_keeps_its_own_artifacts(finished: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert artifact_root(finished) == finished.workdir / "mlartifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    assert artifact_root(finished) is None
 
 
 def run_training(finished: Job, run_dir: Path, config: JobConfig, num_workers: int) -> list[dict]:

@@ -58,9 +58,8 @@ def stream_dataset(
         world_size: number of workers; divides the global batch.
         start_step: first step that is still to be taken.
     """
-    context = (
-        DataContext.get_current().copy()
-    )  # a dataset keeps the context that it was made in; others must not get this
+    # A dataset keeps the context that it was made in; other datasets of this process must not get these settings.
+    context = DataContext.get_current().copy()
     context.target_max_block_size = 1
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S

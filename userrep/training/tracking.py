@@ -86,15 +86,23 @@ class MlflowReplay:
         return None
 
 
-def open_run(client: MlflowClient, experiment: str, name: str, config: dict[str, Any], artifact_root: Path) -> str:
+def open_run(
+    client: MlflowClient, experiment: str, name: str, config: dict[str, Any], artifact_root: Path | None
+) -> str:
     """Finds or creates the experiment and this config's run. Returns the run id.
 
     A run is known by the tag `userrep.run`, so a resumed job goes on with the run that it started.
+
+    Args:
+        client: of the tracking server or database.
+        experiment: name of the experiment.
+        name: of the run, the hash of what it depends on.
+        config: resolved config, logged as parameters.
+        artifact_root: where a new experiment keeps its artifacts; None leaves it to the server.
     """
+    location = artifact_root.as_uri() if artifact_root else None
     found = client.get_experiment_by_name(experiment)
-    experiment_id = (
-        found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifact_root.as_uri())
-    )
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, location)
     runs = client.search_runs([experiment_id], filter_string=f"tags.`userrep.run` = '{name}'", max_results=1)
     if runs:
         run_id = runs[0].info.run_id
