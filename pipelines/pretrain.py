@@ -7,7 +7,9 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from mlflow.tracking import MlflowClient
@@ -61,6 +63,7 @@ def _export(job: Job, draft: Draft, run_dir: Path, run_id: str) -> None:
     shutil.copyfile(checkpoint / MODEL_FILE, draft.directory / MODEL_FILE)
     shutil.copyfile(job.path(tokenize.TABLE) / TOKENIZER_NAME, draft.directory / TOKENIZER_NAME)
     shards, facts = job.manifest(tokenize.TABLE), read_manifest(checkpoint).facts
+    speed = training_speed(run_dir / SPOOL_NAME, job.config.pretrain.global_batch_size)
     draft.commit(
         "encoder",
         {
@@ -68,10 +71,15 @@ def _export(job: Job, draft: Draft, run_dir: Path, run_id: str) -> None:
             "best": facts,
             "run_id": run_id,
             "curve": training_curve(run_dir / SPOOL_NAME),
+            "speed": speed,
             "parameters": count_parameters(Clue(job.config.pretrain.model, shards.facts["vocab_size"])),
             "vocab_size": shards.facts["vocab_size"],
             "tokenizer_digest": shards.facts["tokenizer_digest"],
         },
+    )
+    job.console.say(
+        f"pretrain: {speed['users_per_s']:,.0f} users/s in the median step, "
+        f"{speed['input_wait_fraction']:.1%} of the time spent waiting for input"
     )
 
 
@@ -79,6 +87,27 @@ def training_curve(spool: Path) -> list[dict[str, Any]]:
     """Points of the last attempt at each step, by step."""
     points = {point["step"]: point for point in SpoolReader(spool).read()}
     return [points[step] for step in sorted(points)]
+
+
+def training_speed(spool: Path, global_batch_size: int) -> dict[str, float]:
+    """How fast the steps of all attempts of a run were, as its first worker saw them.
+
+    Args:
+        spool: metrics of at least one step.
+        global_batch_size: users of a step.
+
+    Returns:
+        `users_per_s`: of the median step, without waiting. `input_wait_fraction`: share of waiting for input in waiting
+        and steps, 0..1. It leaves out the first step of every start, whose wait holds the start of Ray Data; a start is
+        where steps do not follow each other, so one that follows right after the step of a checkpoint is not seen.
+    """
+    points = SpoolReader(spool).read()
+    steps = [point["metrics"] for before, point in pairwise(points) if point["step"] == before["step"] + 1]
+    wait_s, step_s = (sum(metrics[f"time/{name}"] for metrics in steps) for name in ("input_wait_s", "step_s"))
+    return {
+        "users_per_s": round(global_batch_size / median(point["metrics"]["time/step_s"] for point in points), 1),
+        "input_wait_fraction": round(wait_s / (wait_s + step_s), 4) if steps else 0.0,
+    }
 
 
 @contextmanager

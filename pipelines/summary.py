@@ -3,7 +3,6 @@
 import os
 import platform
 from importlib.metadata import version
-from statistics import median
 from typing import Any
 
 from pipelines import embed, evaluate, ingest, pretrain, publish, tokenize
@@ -60,14 +59,10 @@ def summarize(job: Job, pulled: dict[str, object], memory: PeakMemory, seconds: 
 
 def _pretrain(job: Job) -> dict[str, Any]:
     facts = job.manifest(pretrain.TABLE).facts
-    steps = [point["metrics"] for point in facts["curve"]]
-    step_s = median(metrics["time/step_s"] for metrics in steps)
-    waiting = sum(metrics["time/input_wait_s"] for metrics in steps[1:])
     return {
         "steps": facts["curve"][-1]["step"],
         "samples_seen": facts["curve"][-1]["step"] * job.config.pretrain.global_batch_size,
-        "users_per_s": round(job.config.pretrain.global_batch_size / step_s, 1),
-        "input_wait_fraction": round(waiting / max(1e-9, waiting + sum(m["time/step_s"] for m in steps[1:])), 4),
+        **facts["speed"],
         "val_loss": facts["best"]["metrics"]["val/loss"],
         "best_step": facts["best"]["step"],
         "batch_hash": facts["best"]["batch_hash"],

@@ -21,7 +21,7 @@ from userrep.models.clue import Clue, ClueConfig
 from userrep.publishing.table import write_part
 from userrep.schema import user_embeddings
 from userrep.training.checkpoint import MODEL_FILE, load_model
-from userrep.training.objective import encode
+from userrep.training.encoding import encode
 
 
 def load_encoder(directory: Path) -> Clue:

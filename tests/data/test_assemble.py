@@ -14,7 +14,7 @@ from tests.support import naive
 from tests.support.memory_source import MemorySource, assemble, event, item
 from userrep.data.assemble import assemble_shard, items_file, users_file
 from userrep.data.parse import QUARANTINE
-from userrep.data.split import SPLITS, SplitConfig, assign_buckets, assign_splits, user_keys
+from userrep.data.split import SPLITS, SplitConfig, assign_buckets, assign_splits, id_keys
 from userrep.schema import SHARD_ITEMS_TEXT, SHARD_USERS
 
 SERVICES = ("search", "shop", "music")
@@ -128,7 +128,7 @@ def check_against_reference(source: MemorySource, num_shards: int, row_group_siz
             assert group["rows"] == len(mine)
             assert group["samples"] == naive.count_samples(mine)
             assert group["items"] == len({seen for user in mine for h in user.histories.values() for seen, _, _ in h})
-    keys = user_keys(pa.array(list(users), pa.string()))
+    keys = id_keys(pa.array(list(users), pa.string()))
     assert [user.shard for user in users.values()] == assign_buckets(keys, num_shards).tolist()
     assert [user.split for user in users.values()] == assign_splits(keys, SplitConfig()).tolist()
 
@@ -196,7 +196,7 @@ def test_a_user_is_in_one_split_whatever_the_sharding(tmp_path: Path):
 
 
 def test_users_whose_keys_collide_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("userrep.data.assemble.user_keys", lambda ids: np.zeros(len(ids), np.uint64))
+    monkeypatch.setattr("userrep.data.assemble.id_keys", lambda ids: np.zeros(len(ids), np.uint64))
     events = [event(f"u{line % 3}", f"i{line % 2}", line) for line in range(12)]
     source = MemorySource(("a",), one_part(item("i0"), item("i1")), one_part(*events), [])
     _, shards = assemble(source, tmp_path, 1, 8)

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,10 @@ def test_a_token_filter_sees_positions_in_the_full_dictionary():
 def user_batch(step: int) -> UserBatch:
     arrays = {name: np.arange(n + step, dtype=np.int32) for n, name in enumerate(ARRAYS, 1)}
     return UserBatch(**{**arrays, "user_keys": np.array([-(2**63), 2**63 - 1, 0])}, step=step)
+
+
+def test_every_array_of_a_batch_is_dealt():
+    assert sorted([*ARRAYS, "step"]) == sorted(field.name for field in fields(UserBatch))
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -12,7 +12,7 @@ from tests.support.memory_source import event, item, read_batches
 from tests.support.naive import places, read_quarantine
 from userrep.data.parse import ITEMS, QUARANTINE, parse_part, read_spill
 from userrep.data.sources.source import Parsed, TableName
-from userrep.data.split import assign_buckets, user_keys
+from userrep.data.split import assign_buckets, id_keys
 from userrep.schema import EVENTS, REJECTED
 
 BUCKETS = 3
@@ -54,7 +54,7 @@ def test_each_event_is_in_its_users_bucket_once_in_source_order(tmp_path: Path):
     good = [record for record in everything if "reason" not in record]
     expected: list[list[dict[str, Any]]] = [[], [], []]
     for record in good:
-        expected[assign_buckets(user_keys(pa.array([record["user_id"]])), BUCKETS)[0]].append(record)
+        expected[assign_buckets(id_keys(pa.array([record["user_id"]])), BUCKETS)[0]].append(record)
     assert spilled(tmp_path) == expected
     assert all(expected), "every bucket is meant to be used here"
     quarantined = read_quarantine(tmp_path / QUARANTINE)

@@ -3,6 +3,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support.tokenized import Group, User, View, list_samples, tables, token_texts, write_shards
 from userrep.data.batch import UserBatch
 from userrep.data.pool import Pool, load_pool
+from userrep.data.split import id_keys
 from userrep.data.views import ViewConfig, ViewKind
 
 KINDS: list[tuple[ViewKind, ...]] = [("service",), ("time",), ("time", "service")]
@@ -57,6 +59,9 @@ def test_the_pool_is_that_of_the_reference(
         chosen = slice(start, stop)
         assert views_of(batch) == [token_texts(view) for view in [*anchors[chosen], *positives[chosen]]]
         assert len(set(batch.user_keys.tolist())) == len(anchors[chosen])
+        last_items = pa.array([view[-1][0] for view in positives[chosen]], pa.string())
+        assert batch.positive_items.tolist() == id_keys(last_items).view(np.int64).tolist()
+        assert (batch.service_pairs > 0).tolist() == [kinds[0] == "service"] * len(last_items)
 
 
 def _views(kinds: tuple[ViewKind, ...], max_events: int) -> ViewConfig:

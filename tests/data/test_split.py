@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from userrep.config import ConfigError
-from userrep.data.split import SPLITS, SplitConfig, assign_buckets, assign_splits, mix, unit_interval, user_keys
+from userrep.data.split import SPLITS, SplitConfig, assign_buckets, assign_splits, id_keys, mix, unit_interval
 
 MASK = 2**64 - 1
 
@@ -59,18 +59,18 @@ def test_the_reference_gives_the_published_vector():
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=8))
 def test_keys_are_siphash_of_the_id(ids: list[str]):
     expected = [redistribute(siphash_2_4(text.encode(), b"0123456789123456")) for text in ids]
-    assert user_keys(pa.array(ids)).tolist() == expected
-    assert user_keys(pa.chunked_array([ids[:1], ids[1:]], pa.string())).tolist() == expected
+    assert id_keys(pa.array(ids)).tolist() == expected
+    assert id_keys(pa.chunked_array([ids[:1], ids[1:]], pa.string())).tolist() == expected
 
 
 def test_no_ids_give_no_keys():
-    assert user_keys(pa.array([], pa.string())).dtype == np.uint64
+    assert id_keys(pa.array([], pa.string())).dtype == np.uint64
     assert assign_splits(np.zeros(0, np.uint64), SplitConfig()).shape == (0,)
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.08, 0.08), (0.3, 0.1), (0, 0), (0, 1)])
 def test_splits_have_their_share_and_move_with_the_seed(validation: float, test: float):
-    keys = user_keys(pa.array([f"user-{n}" for n in range(20_000)]))
+    keys = id_keys(pa.array([f"user-{n}" for n in range(20_000)]))
     splits = [assign_splits(keys, SplitConfig(validation=validation, test=test, seed=seed)) for seed in (0, 1)]
     share = {"train": 1 - validation - test, "validation": validation, "test": test}
     for split in splits:
@@ -83,7 +83,7 @@ def test_splits_have_their_share_and_move_with_the_seed(validation: float, test:
 
 
 def test_splits_do_not_follow_the_shards():
-    keys = user_keys(pa.array([f"user-{n}" for n in range(20_000)]))
+    keys = id_keys(pa.array([f"user-{n}" for n in range(20_000)]))
     held_out = assign_splits(keys, SplitConfig(validation=0, test=0.5)) == 2
     for num_buckets in (2, 16):
         buckets = assign_buckets(keys, num_buckets)

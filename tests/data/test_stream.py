@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ray.data import DataContext
 from ray.train import DataConfig
@@ -14,7 +15,7 @@ from tests.support.tokenized import User, View, list_samples, token_texts, write
 from userrep.data.augment import AugmentConfig
 from userrep.data.batch import ARRAYS, UserBatch, from_table
 from userrep.data.plan import Plan
-from userrep.data.split import SPLITS
+from userrep.data.split import SPLITS, id_keys
 from userrep.data.stream import execution_options, local_batches, make_plan, stream_dataset, window_batches
 from userrep.data.views import ViewConfig, manifest_row_groups
 
@@ -116,6 +117,22 @@ def test_the_global_batches_do_not_depend_on_the_number_of_workers(table: Table,
             assert {batch.step for batch in ranks} == {whole.step}
             assert {len(batch.user_keys) for batch in ranks} == {BATCH // world_size}
             assert [seen for batch in ranks for seen in seen_by(batch)] == seen_by(whole)
+            for name in ("user_keys", "service_pairs", "positive_items"):
+                assert (
+                    np.concatenate([getattr(batch, name) for batch in ranks]).tolist() == getattr(whole, name).tolist()
+                )
+    pairs = {int(pair) for (whole,) in alone for pair in whole.service_pairs}
+    assert pairs == {0} | {1 + 256 * one + other for one, other in itertools.combinations(range(3), 2)}
+
+
+def test_an_item_has_one_key_in_all_windows(table: Table):
+    plan = table.plan(num_steps=60)
+    assert len(plan.windows(0)) > 1
+    batches = list(local_batches(table.directory, table.shards, VIEWS, PLAIN, plan))
+    found = {int(key) % 2**64 for batch in batches for key in batch.positive_items}
+    names = [f"item {number}" for number in range(40)]
+    assert found <= {int(key) for key in id_keys(pa.array(names))}
+    assert len(found) > 30
 
 
 def test_random_views_differ_between_epochs_and_seeds(table: Table):

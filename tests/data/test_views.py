@@ -4,6 +4,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,8 @@ from tests.support import tokenized
 from tests.support.tokenized import Group, User, View, groups, item_tokens, tables, write_shards
 from userrep.data.assemble import count_samples
 from userrep.data.augment import AugmentConfig, draw_events
-from userrep.data.batch import HistoryBatch, UserBatch
-from userrep.data.split import SPLITS, user_keys
+from userrep.data.batch import ARRAYS, HistoryBatch, UserBatch
+from userrep.data.split import SPLITS, id_keys
 from userrep.data.views import (
     DrawnEvents,
     RowGroup,
@@ -74,7 +75,7 @@ def samples_of(group: RowGroup, samples: Samples) -> list[tuple[str, View, View]
 
     return [
         (group.user_ids[int(user)].as_py(), view(*anchor), view(*positive))
-        for user, *ranges, _ in zip(*vars(samples).values(), strict=True)
+        for user, *ranges, _, _ in zip(*vars(samples).values(), strict=True)
         for anchor, positive in [(ranges[:2], ranges[2:])]
     ]
 
@@ -124,7 +125,8 @@ def test_row_groups_read_back_and_merge_into_one(shards: list[list[Group]]):
     assert first_users.tolist() == [sum(map(len, written[:n])) for n in range(len(written))]
     names = {item for group in written for user in group for view in user.histories.values() for item, _ in view}
     assert dictionary_of(merged) == {item: item_tokens(item) for item in names}
-    assert merged.keys.tolist() == user_keys(merged.user_ids).tolist()
+    assert merged.keys.tolist() == id_keys(merged.user_ids).tolist()
+    assert merged.item_keys.tolist() == id_keys(merged.item_ids).tolist()
 
 
 @RELAXED
@@ -184,9 +186,36 @@ def test_a_batch_holds_the_latest_events_of_the_reference(
     ids = [user for user, _, _ in views]
     assert [[a == b for b in ids] for a in ids] == (batch.user_keys[:, None] == batch.user_keys[None]).tolist()
     assert batch.step == 9
-    assert [
-        array.dtype for array in (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)
-    ] == [np.int32] * 4
+    assert [getattr(batch, name).dtype for name in ARRAYS] == [np.int32] * 4 + [np.int64] * 3
+
+
+def naive_pairs(users: Group, kinds: tuple[ViewKind, ...], split: str) -> list[tuple[str, View, View, int]]:
+    """(user id, anchor, positive, service pair) of every sample."""
+    found = []
+    for user in (user for user in users if user.split == split):
+        pairs = [1 + 256 * one + other for one, other in itertools.combinations(user.histories, 2)]
+        for kind in kinds:
+            samples = tokenized.list_samples([user], (kind,), split)
+            codes = pairs if kind == "service" else [0] * len(samples)
+            found += [(*sample, code) for sample, code in zip(samples, codes, strict=True)]
+    return found
+
+
+@RELAXED
+@given(groups(max_users=8), st.sampled_from(KINDS), st.sampled_from(SPLITS), st.integers(1, 7), st.integers(0, 99))
+def test_a_batch_names_the_services_and_the_last_item_of_its_samples(
+    naive: Group, kinds: tuple[ViewKind, ...], split: str, max_events: int, seed: int
+):
+    (group,), _ = load([[naive]])
+    samples = list_samples(group, kinds, split)
+    augment = AugmentConfig(cut="random", max_events=max_events, min_keep=0.3)
+    for events in (latest_events(samples, max_events), draw_events(samples, augment, np.random.default_rng(seed))):
+        batch = build_batch(group, samples, events)
+        named = [(*sample, code) for sample, code in zip(samples_of(group, samples), batch.service_pairs, strict=True)]
+        assert sorted(named, key=repr) == sorted(naive_pairs(naive, kinds, split), key=repr)
+        positives = drawn_views(group, events)[len(samples.users) :]
+        keys = [int(id_keys(pa.array([view[-1][0]]))[0]) for view in positives]
+        assert [key % 2**64 for key in batch.positive_items.tolist()] == keys
 
 
 @RELAXED

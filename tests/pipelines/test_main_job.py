@@ -56,6 +56,7 @@ def test_summary_has_what_users_rely_on(finished: Job) -> None:
     assert summary["pretrain"]["samples_seen"] == 20 * SMOKE.pretrain.global_batch_size
     for key in ("users_per_s", "val_loss", "recall_at_1", "recall_at_10", "pool"):
         assert summary["pretrain"][key] > 0, key
+    assert 0 <= summary["pretrain"]["input_wait_fraction"] < 1
     for name in ("random", "popularity", "tfidf", "bag_of_tokens", "without_blocks", "oracle"):
         assert 0 <= summary["baselines"][name]["recall_at_10"] <= 1
     assert summary["baselines"]["oracle"]["recall_at_10"] > summary["baselines"]["tfidf"]["recall_at_10"]

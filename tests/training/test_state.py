@@ -46,6 +46,8 @@ def make_batch(step: int, ranks: int = 1, rank_: int = 0) -> UserBatch:
         history_items=np.array(histories).ravel().astype(np.int32),
         history_offsets=np.arange(0, 2 * len(histories) + 1, 2).astype(np.int32),
         user_keys=(mine + 100).astype(np.int64),
+        service_pairs=np.zeros(len(mine), dtype=np.int64),
+        positive_items=mine.astype(np.int64),
         step=step,
     )
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from userrep import schema
 from userrep.data.parse import ITEMS, QuarantineWriter, read_rejected_item_ids, read_spill
-from userrep.data.split import SPLITS, SplitConfig, assign_splits, user_keys
+from userrep.data.split import SPLITS, SplitConfig, assign_splits, id_keys
 
 NO_TIME = np.iinfo(np.int64).min
 SCAN_BATCH_ROWS = 65_536
@@ -53,7 +53,7 @@ def assemble_shard(
     item_refs = pc.index_in(events["item_id"], value_set=items["item_id"]).combine_chunks()
     events, item_refs, unknown = _quarantine_unknown(events, item_refs, directory, bucket)
 
-    keys = user_keys(events["user_id"])
+    keys = id_keys(events["user_id"])
     time_order = pc.fill_null(events["time"], NO_TIME).to_numpy()
     position = pc.fill_null(events["position"], 0).to_numpy()
     service = pc.index_in(events["service"], value_set=pa.array(services, pa.string())).to_numpy().astype(np.int8)

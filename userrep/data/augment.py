@@ -26,18 +26,22 @@ def draw_events(samples: Samples, config: AugmentConfig, rng: np.random.Generato
     starts = np.concatenate([samples.anchor_starts, samples.positive_starts])
     lengths = np.concatenate([samples.anchor_lengths, samples.positive_lengths])
     positions, offsets = gather_ranges(starts, lengths)
-    view = np.repeat(np.arange(2 * num_samples), lengths)
+    # The smallest integers that will do: numpy sorts those of 16 bits in linear time.
+    view = np.repeat(np.arange(2 * num_samples, dtype=np.min_scalar_type(2 * num_samples)), lengths)
     if config.cut == "random":
-        view = _repartition(samples, view, positions, rng)
+        view = _repartition(samples, view, rng)
         lengths = np.bincount(view, minlength=2 * num_samples)
 
     share = rng.uniform(config.min_keep, 1.0, size=2 * num_samples)
     num_kept = np.clip(np.ceil(share * lengths).astype(np.int64), 1, config.max_events)
-    by_luck = np.lexsort((rng.random(len(view)), view))
-    view, positions = view[by_luck], positions[by_luck]
-    is_kept = _rank_within(lengths) < num_kept[view]
+    luck = rng.random(len(view))
+    is_thinned = num_kept < lengths
+    thinned = np.flatnonzero(is_thinned[view])  # only these need a rank, and sorting is what drawing costs
+    by_luck = thinned[np.lexsort((luck[thinned], view[thinned]))]
+    is_kept = np.ones(len(view), dtype=bool)
+    is_kept[by_luck] = _rank_within(lengths[is_thinned]) < num_kept[view[by_luck]]
     view, positions = view[is_kept], positions[is_kept]
-    in_order = np.lexsort((positions, view))
+    in_order = np.argsort(view, kind="stable")  # the positions of a view ascend, also after a new partition
     counts = np.bincount(view, minlength=2 * num_samples)
     return DrawnEvents(positions[in_order], np.concatenate([[0], np.cumsum(counts)]))
 
@@ -64,16 +68,19 @@ def drop_tokens(
     return positions[is_kept], np.concatenate([[0], np.cumsum(counts)])
 
 
-def _repartition(samples: Samples, view: np.ndarray, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _repartition(samples: Samples, view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """New view of each event: of a cut history, a random half (rounded up or down at random) becomes the anchor."""
     num_samples = len(samples.users)
-    sample = view % num_samples
     sizes = samples.anchor_lengths + samples.positive_lengths
-    order = np.lexsort((rng.random(len(view)), sample))
+    luck = rng.random(len(view))
     num_anchor = (sizes + rng.integers(0, 2, size=num_samples)) // 2
-    is_positive = np.empty(len(view), dtype=bool)
-    is_positive[order] = _rank_within(sizes) >= num_anchor[sample[order]]
-    return np.where(samples.is_cut[sample], sample + num_samples * is_positive, view)
+    sample = view % num_samples
+    cut = np.flatnonzero(samples.is_cut[sample])
+    by_luck = cut[np.lexsort((luck[cut], sample[cut]))]
+    is_positive = _rank_within(sizes[samples.is_cut]) >= num_anchor[sample[by_luck]]
+    view = view.copy()
+    view[by_luck] = sample[by_luck] + num_samples * is_positive
+    return view
 
 
 def _rank_within(sizes: np.ndarray) -> np.ndarray:

@@ -36,10 +36,16 @@ class UserBatch(HistoryBatch):
 
     Attributes:
         user_keys: 64-bit keys of the users as int64 (B,); equal keys are the same user.
+        service_pairs: the group of samples that a sample has its negatives in, int64 (B,): 1 + 256 * the anchor's
+            service + the positive's where the views are two services, 0 where they are parts of the same events.
+        positive_items: 64-bit key of the last item that is seen of the positive, in a history the most recent one,
+            int64 (B,); equal keys are the same item, in every batch and on every worker.
         step: optimizer step of the run that this batch belongs to.
     """
 
     user_keys: np.ndarray
+    service_pairs: np.ndarray
+    positive_items: np.ndarray
     step: int
 
 
@@ -73,14 +79,24 @@ def compact(
     Returns:
         References into the reduced dictionary, its tokens, its borders; all int32.
     """
-    used, references = np.unique(items, return_inverse=True)
+    is_used = np.zeros(len(token_offsets) - 1, dtype=bool)  # marking costs less than sorting the references
+    is_used[items] = True
+    used, references = np.flatnonzero(is_used), (np.cumsum(is_used) - 1)[items]
     positions, offsets = gather_ranges(token_offsets[used], token_offsets[used + 1] - token_offsets[used])
     if token_filter is not None:
         positions, offsets = token_filter(positions, offsets)
     return references.astype(np.int32), tokens[positions].astype(np.int32), offsets.astype(np.int32)
 
 
-ARRAYS = ("tokens", "token_offsets", "history_items", "history_offsets", "user_keys")
+ARRAYS = (
+    "tokens",
+    "token_offsets",
+    "history_items",
+    "history_offsets",
+    "user_keys",
+    "service_pairs",
+    "positive_items",
+)
 
 
 def to_table(batch: UserBatch) -> pa.Table:

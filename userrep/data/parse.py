@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from userrep import schema
 from userrep.data.sources.source import Part, TableName
-from userrep.data.split import assign_buckets, user_keys
+from userrep.data.split import assign_buckets, id_keys
 
 SPILL = "spill"
 QUARANTINE = "quarantine"
@@ -93,7 +93,7 @@ class _BucketSink:
     def write(self, rows: pa.Table) -> None:
         if not rows.num_rows:
             return
-        buckets = assign_buckets(user_keys(rows["user_id"]), self._num_buckets)
+        buckets = assign_buckets(id_keys(rows["user_id"]), self._num_buckets)
         order = np.argsort(buckets, kind="stable")
         grouped = rows.take(pa.array(order))
         present, starts = np.unique(buckets[order], return_index=True)

@@ -1,4 +1,4 @@
-"""Everything that is a pure function of a user id: its 64-bit key, its shard and its split."""
+"""Everything that is a pure function of an id: its 64-bit key, and of a user the shard and the split."""
 
 from typing import Self
 
@@ -30,9 +30,12 @@ class SplitConfig(Config):
         return self
 
 
-def user_keys(user_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """64-bit keys of user ids, uint64 (N,): equal in every process and on every machine (SipHash with a fixed key)."""
-    return pd.util.hash_array(np.asarray(user_ids.to_numpy(zero_copy_only=False), dtype=object), categorize=False)
+def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """64-bit keys of ids of users or items, uint64 (N,): equal in every process and on every machine.
+
+    They are SipHash with a fixed key. pandas hashes Python strings, which live no longer than this call.
+    """
+    return pd.util.hash_array(np.asarray(ids.to_numpy(zero_copy_only=False), dtype=object), categorize=False)
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Two views of a user: which samples a row group offers, and what a model sees of each."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,12 @@ from pydantic import Field
 from userrep.config import Config
 from userrep.data.assemble import items_file, users_file
 from userrep.data.batch import HistoryBatch, TokenFilter, UserBatch, compact, gather_ranges
-from userrep.data.split import SPLITS, user_keys
+from userrep.data.split import SPLITS, id_keys
 
 ViewKind = Literal["service", "time", "mixed"]
+PAIR_BASE = 256  # above every service index, which is an int8
+# Histories without the values of the events, in the names that Parquet gives to the levels of a list.
+USER_COLUMNS = ["user_id", "split", *(f"histories.list.element.{name}" for name in ("service", "items", "times"))]
 
 
 class ViewConfig(Config):
@@ -46,6 +50,11 @@ class RowGroup:
     tokens: np.ndarray  # (T,)
     token_offsets: np.ndarray  # (U + 1,)
 
+    @cached_property
+    def item_keys(self) -> np.ndarray:
+        """64-bit keys of the items, uint64 (U,); hashed once for all batches of a window."""
+        return id_keys(self.item_ids)
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -57,6 +66,7 @@ class Samples:
     positive_starts: np.ndarray
     positive_lengths: np.ndarray
     is_cut: np.ndarray  # both views are parts of one history
+    service_pairs: np.ndarray  # int64; see UserBatch
 
     def take(self, order: np.ndarray) -> "Samples":
         """The samples at the given positions."""
@@ -65,17 +75,16 @@ class Samples:
 
 def read_row_group(directory: Path, shard: int, group: int) -> RowGroup:
     """Reads one row group of a tokenized shard with its item dictionary."""
-    users = pq.ParquetFile(directory / users_file(shard)).read_row_group(
-        group, columns=["user_id", "split", "histories"]
-    )
-    items = pq.ParquetFile(directory / items_file(shard)).read_row_group(group)
+    # One thread: a reader beside a training step has one core, and pyarrow's threads cost CPU time of their own.
+    users = pq.ParquetFile(directory / users_file(shard)).read_row_group(group, USER_COLUMNS, use_threads=False)
+    items = pq.ParquetFile(directory / items_file(shard)).read_row_group(group, use_threads=False)
     user_ids = users["user_id"].combine_chunks()
     histories = users["histories"].combine_chunks()
     services, references, times = (histories.values.field(name) for name in ("service", "items", "times"))
     tokens = items["tokens"].combine_chunks()
     return RowGroup(
         user_ids=user_ids,
-        keys=user_keys(user_ids),
+        keys=id_keys(user_ids),
         splits=users["split"].to_numpy(),
         user_offsets=histories.offsets.to_numpy(),
         services=services.to_numpy(),
@@ -96,7 +105,8 @@ def merge_row_groups(groups: list[RowGroup]) -> tuple[RowGroup, np.ndarray]:
     """
     encoded = pa.concat_arrays([group.item_ids for group in groups]).dictionary_encode()
     merged_item = encoded.indices.to_numpy()
-    first_entry = np.unique(merged_item, return_index=True)[1]
+    first_entry = np.empty(len(encoded.dictionary), dtype=np.int64)
+    first_entry[merged_item[::-1]] = np.arange(len(merged_item))[::-1]  # of equal indices, the last assignment holds
     token_bases = np.cumsum([0] + [len(group.tokens) for group in groups])
     starts = np.concatenate([g.token_offsets[:-1] + base for g, base in zip(groups, token_bases, strict=False)])[
         first_entry
@@ -137,16 +147,20 @@ def _time_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     lengths = np.diff(group.history_offsets)
     histories = np.flatnonzero((lengths >= 2) & wanted[users])
     starts, lengths = group.history_offsets[histories], lengths[histories]
-    half = lengths // 2
-    return Samples(users[histories], starts, half, starts + half, lengths - half, np.ones(len(starts), dtype=bool))
+    return _halves(users[histories], starts, lengths)
 
 
 def _mixed_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     starts = group.history_offsets[group.user_offsets]
     users = np.flatnonzero((np.diff(starts) >= 2) & wanted)
-    starts, lengths = starts[users], np.diff(starts)[users]
-    half = lengths // 2
-    return Samples(users, starts, half, starts + half, lengths - half, np.ones(len(users), dtype=bool))
+    return _halves(users, starts[users], np.diff(starts)[users])
+
+
+def _halves(users: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Samples:
+    """The earlier against the later half of event ranges."""
+    half, size = lengths // 2, len(users)
+    is_cut, no_pair = np.ones(size, dtype=bool), np.zeros(size, dtype=np.int64)
+    return Samples(users, starts, half, starts + half, lengths - half, is_cut, no_pair)
 
 
 def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
@@ -164,8 +178,16 @@ def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
         positives.append((group.user_offsets[members, None] + right).ravel())
     anchor, positive = np.concatenate(anchors), np.concatenate(positives)
     starts, lengths = group.history_offsets[:-1], np.diff(group.history_offsets)
-    is_cut = np.zeros(len(anchor), dtype=bool)
-    return Samples(np.concatenate(users), starts[anchor], lengths[anchor], starts[positive], lengths[positive], is_cut)
+    services = group.services.astype(np.int64)
+    return Samples(
+        users=np.concatenate(users),
+        anchor_starts=starts[anchor],
+        anchor_lengths=lengths[anchor],
+        positive_starts=starts[positive],
+        positive_lengths=lengths[positive],
+        is_cut=np.zeros(len(anchor), dtype=bool),
+        service_pairs=1 + PAIR_BASE * services[anchor] + services[positive],
+    )
 
 
 @dataclass(frozen=True)
@@ -206,12 +228,15 @@ def build_batch(
     references, tokens, token_offsets = compact(
         group.items[events.positions], group.tokens, group.token_offsets, token_filter
     )
+    latest = events.positions[events.offsets[len(samples.users) + 1 :] - 1]
     return UserBatch(
         tokens=tokens,
         token_offsets=token_offsets,
         history_items=references,
         history_offsets=events.offsets.astype(np.int32),
         user_keys=group.keys[samples.users].view(np.int64),
+        service_pairs=samples.service_pairs,
+        positive_items=group.item_keys[group.items[latest]].view(np.int64),
         step=step,
     )
 

@@ -50,6 +50,12 @@ def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
 
+def sum_over_ranks(values: torch.Tensor) -> None:
+    """Adds up equally shaped tensors of all ranks, in place, without gradient. A collective."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -62,5 +68,5 @@ class _AllGather(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         # all-reduce + slice instead of reduce-scatter, which gloo lacks; W times the traffic, the same sum.
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        sum_over_ranks(total)
         return total[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]

@@ -13,7 +13,8 @@ Decisions that the paper's readable sources leave open:
 - Blocks are pre-LN and start as the identity (`models/layers.py`), and token embeddings start as random vectors whose
   lengths are the tokens' inverse document frequencies: a new encoder is a random projection of TF-IDF.
 - A residual two-layer head after the pooling, which starts at zero; its output, L2-normalised, is the representation.
-- Temperature: learned, initialised at 0.07 as in CLIP, clipped at 0.01.
+- Temperature: learned, initialised at 0.07 as in CLIP, clipped at 0.01. The bias of logits is used by the sigmoid loss
+  alone.
 
 Legend: `U` unique items, `T` their tokens, `H` histories, `E` their events, `D` width.
 """
@@ -27,6 +28,9 @@ from torch import nn
 
 from userrep.config import Config
 from userrep.models.layers import PositionEmbedding, Transformer
+from userrep.models.packing import Groups
+
+LOGIT_BIAS_INIT = -10.0  # SigLIP (arXiv 2303.15343, section 3.1): at first nearly all pairs are negatives
 
 
 class ClueConfig(Config):
@@ -65,45 +69,38 @@ class Clue(nn.Module):
         self.head_in = nn.Linear(dim, config.head_ratio * dim)
         self.head_out = nn.Linear(config.head_ratio * dim, dim)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature_init)))
+        self.logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS_INIT))
         nn.init.normal_(self.token_embedding.weight, std=config.token_std)
         if idf_V is not None:
             self.token_embedding.weight.data *= (idf_V / idf_V.mean())[:, None]
         nn.init.zeros_(self.head_out.weight)
         nn.init.zeros_(self.head_out.bias)
 
-    def encode_items(
-        self, tokens_T: torch.Tensor, token_offsets: torch.Tensor, use_blocks: bool = True
-    ) -> torch.Tensor:
-        """Item vectors (U, D) of packed item tokens; token_offsets (U + 1,)."""
-        token_TD = self.token_embedding(tokens_T) + self.token_position(token_offsets)
-        return self.item_transformer(token_TD, token_offsets, use_blocks)
+    def encode_items(self, tokens_T: torch.Tensor, groups: Groups, use_blocks: bool = True) -> torch.Tensor:
+        """Item vectors (U, D).
+
+        Args:
+            tokens_T: token ids of items sorted by length, one item after another.
+            groups: how many items have which length.
+            use_blocks: False leaves all transformer blocks out; for a new encoder the result is the same.
+        """
+        token_TD = self.token_embedding(tokens_T) + self.token_position(groups)
+        return self.item_transformer(token_TD, groups, use_blocks)
 
     def encode_histories(
-        self,
-        item_UD: torch.Tensor,
-        history_items_E: torch.Tensor,
-        history_offsets: torch.Tensor,
-        use_blocks: bool = True,
+        self, item_UD: torch.Tensor, history_items_E: torch.Tensor, groups: Groups, use_blocks: bool = True
     ) -> torch.Tensor:
-        """User vectors (H, D), L2 norm 1, of histories that refer to item vectors; history_offsets (H + 1,)."""
-        event_ED = F.embedding(history_items_E, item_UD)
-        pooled_HD = self.service_transformer(event_ED, history_offsets, use_blocks)
-        return F.normalize(pooled_HD + self.head_out(F.gelu(self.head_in(self.head_norm(pooled_HD)))), dim=-1)
+        """User vectors (H, D), L2 norm 1.
 
-    def forward(
-        self,
-        tokens_T: torch.Tensor,
-        token_offsets: torch.Tensor,
-        history_items_E: torch.Tensor,
-        history_offsets: torch.Tensor,
-        use_blocks: bool = True,
-    ) -> torch.Tensor:
-        """User vectors (H, D), L2 norm 1, of all histories of a batch; every unique item is encoded once.
-
-        `use_blocks=False` leaves all transformer blocks out; for a new encoder the result is the same.
+        Args:
+            item_UD: item vectors.
+            history_items_E: references to them, of histories sorted by length, one history after another.
+            groups: how many histories have which length.
+            use_blocks: as in `encode_items`.
         """
-        item_UD = self.encode_items(tokens_T, token_offsets, use_blocks)
-        return self.encode_histories(item_UD, history_items_E, history_offsets, use_blocks)
+        event_ED = F.embedding(history_items_E, item_UD)
+        pooled_HD = self.service_transformer(event_ED, groups, use_blocks)
+        return F.normalize(pooled_HD + self.head_out(F.gelu(self.head_in(self.head_norm(pooled_HD)))), dim=-1)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

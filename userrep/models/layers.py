@@ -7,8 +7,9 @@ Legend: `N` sequences, `L` length of the sequences of one group, `P` positions o
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 
-Groups = list[tuple[int, int]]  # (number of sequences, their common length) of consecutive equally long sequences
+from userrep.models.packing import Groups
 
 
 class Block(nn.Module):
@@ -39,19 +40,31 @@ class Block(nn.Module):
 
     def forward(self, x_PD: torch.Tensor, groups: Groups) -> torch.Tensor:
         """Args: x_PD sequences sorted by length; groups how many have which length. Returns (P, D)."""
-        qkv_P3D = self.query_key_value(self.attention_norm(x_PD))
-        # split, not slices: the gradient of k slices is k tensors of full size.
-        parts = zip(groups, qkv_P3D.split([count * length for count, length in groups]), strict=True)
-        attended_PD = torch.cat([self._attend(qkv, count, length) for (count, length), qkv in parts])
+        qkv_PX = self.query_key_value(self.attention_norm(x_PD))
+        if can_attend_ragged(qkv_PX):
+            attended_PD = self._attend_ragged(qkv_PX, groups)
+        else:
+            attended_PD = torch.cat([self._attend(qkv_NLX) for qkv_NLX in groups.split(qkv_PX)])
         x_PD = x_PD + self.attention_out(attended_PD)
-        return x_PD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_PD)), approximate="tanh"))
+        return x_PD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_PD))))
 
-    def _attend(self, qkv_P3D: torch.Tensor, count: int, length: int) -> torch.Tensor:
-        qkv_3NALd = qkv_P3D.view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+    def _attend(self, qkv_NLX: torch.Tensor) -> torch.Tensor:
+        qkv_3NALd = qkv_NLX.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query_NALd, key_NALd, value_NALd = qkv_3NALd.unbind(0)
         # A single position attends to itself alone: the result is its value.
-        out_NALd = value_NALd if length == 1 else F.scaled_dot_product_attention(query_NALd, key_NALd, value_NALd)
-        return out_NALd.transpose(1, 2).reshape(count * length, -1)
+        is_single = qkv_NLX.shape[1] == 1
+        out_NALd = value_NALd if is_single else F.scaled_dot_product_attention(query_NALd, key_NALd, value_NALd)
+        return out_NALd.transpose(1, 2).reshape(-1, qkv_NLX.shape[2] // 3)
+
+    def _attend_ragged(self, qkv_PX: torch.Tensor, groups: Groups) -> torch.Tensor:
+        query_PAd, key_PAd, value_PAd = qkv_PX.unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        borders, longest = groups.borders(qkv_PX.device), groups.shapes[-1][1]
+        return varlen_attn(query_PAd, key_PAd, value_PAd, borders, borders, longest, longest).flatten(1)
+
+
+def can_attend_ragged(values: torch.Tensor) -> bool:
+    """Whether one kernel attends within all sequences at once: on CUDA, in half precision. Else: group by group."""
+    return values.is_cuda and values.dtype in (torch.bfloat16, torch.float16)
 
 
 class Transformer(nn.Module):
@@ -61,34 +74,26 @@ class Transformer(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim) for _ in range(num_layers))
 
-    def forward(self, x_PD: torch.Tensor, offsets: torch.Tensor, use_blocks: bool = True) -> torch.Tensor:
+    def forward(self, x_PD: torch.Tensor, groups: Groups, use_blocks: bool = True) -> torch.Tensor:
         """Encodes packed sequences, equally long ones together; the same as encoding each by itself.
 
         Args:
-            x_PD: positions of all sequences one after another.
-            offsets: int64 (N + 1,), borders of the sequences; none is empty.
+            x_PD: positions of all sequences one after another, sorted by length.
+            groups: how many sequences have which length.
             use_blocks: False leaves the blocks out, which changes nothing while their output matrices are zero.
 
         Returns:
             (N, D), the mean over each sequence's positions.
         """
-        lengths_N = offsets.diff()
-        if not use_blocks or not self.blocks:
-            owner_P = torch.arange(len(lengths_N), device=x_PD.device).repeat_interleave(lengths_N)
-            sums_ND = x_PD.new_zeros(len(lengths_N), x_PD.shape[1]).index_add(0, owner_P, x_PD)
-            return sums_ND / lengths_N[:, None]
-        order_N = lengths_N.argsort(stable=True)
-        sorted_N = lengths_N[order_N]
-        shift_N = offsets[:-1][order_N] - (sorted_N.cumsum(0) - sorted_N)
-        index_P = torch.arange(len(x_PD), device=x_PD.device) + shift_N.repeat_interleave(sorted_N)
-        x_PD = F.embedding(index_P, x_PD)
-        lengths, counts = sorted_N.unique_consecutive(return_counts=True)
-        groups = list(zip(counts.tolist(), lengths.tolist(), strict=True))
-        for block in self.blocks:
-            x_PD = block(x_PD, groups)
-        parts = zip(groups, x_PD.split([count * length for count, length in groups]), strict=True)
-        pooled_ND = torch.cat([part.view(count, length, -1).mean(dim=1) for (count, length), part in parts])
-        return F.embedding(order_N.argsort(), pooled_ND)
+        if use_blocks:
+            for block in self.blocks:
+                x_PD = block(x_PD, groups)
+        return mean_of_sequences(x_PD, groups)
+
+
+def mean_of_sequences(x_PD: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """Mean over the positions of each sequence, (N, D)."""
+    return torch.cat([x_NLD.mean(dim=1) for x_NLD in groups.split(x_PD)])
 
 
 class PositionEmbedding(nn.Module):
@@ -98,8 +103,10 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_positions, dim))
 
-    def forward(self, offsets: torch.Tensor) -> torch.Tensor:
-        """Args: offsets (N + 1,), borders of packed sequences. Returns (P, D), one vector per position."""
-        lengths = offsets.diff()
-        position_P = torch.arange(int(offsets[-1]), device=offsets.device) - offsets[:-1].repeat_interleave(lengths)
-        return F.embedding(position_P.clamp(max=len(self.weight) - 1), self.weight)
+    def forward(self, groups: Groups) -> torch.Tensor:
+        """(P, D), one vector per position of the sequences of the groups."""
+        parts = []
+        for count, length in groups.shapes:
+            position_L = torch.arange(length, device=self.weight.device).clamp(max=len(self.weight) - 1)
+            parts.append(F.embedding(position_L, self.weight).repeat(count, 1))
+        return torch.cat(parts)

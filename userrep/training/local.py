@@ -10,8 +10,9 @@ from userrep.data.tokenizer import read_idf
 from userrep.manifest import read_manifest
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue
+from userrep.training.encoding import Encoder
 from userrep.training.loop import PretrainConfig
-from userrep.training.objective import ClueObjective, Encoder
+from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer
 from userrep.training.state import TrainState, train_step
 

@@ -22,7 +22,8 @@ from userrep.data.views import ViewConfig
 from userrep.manifest import Manifest, read_manifest
 from userrep.models.clue import Clue, ClueConfig
 from userrep.training.checkpoint import checkpoint_step, latest_checkpoint, restore_checkpoint, save_checkpoint
-from userrep.training.objective import ClueObjective
+from userrep.training.encoding import MemoryConfig
+from userrep.training.objective import ClueObjective, LossConfig, Precision
 from userrep.training.optim import OptimConfig, build_optimizer
 from userrep.training.state import TrainState, train_step
 from userrep.training.tracking import MetricSpool
@@ -44,12 +45,14 @@ class PretrainConfig(Config):
     model: ClueConfig = ClueConfig()
     views: ViewConfig = ViewConfig()
     augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
     num_steps: int = Field(default=300, ge=1)
     validate_every: int = Field(default=50, ge=1)  # steps between validations, each of which commits a checkpoint
     pool_size: int = Field(default=1000, ge=2)  # held-out users of a validation
     keep_checkpoints: int = Field(default=2, ge=1)  # newest ones; the best one is kept as well
+    precision: Precision = "float32"  # of the encoder's matrix products; weights and loss are float32
     seed: int = 0
 
     @model_validator(mode="after")
@@ -67,6 +70,7 @@ class WorkersConfig(Config):
     num_workers: int = Field(default=1, ge=1)
     threads: int = Field(default=0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
     use_gpu: bool = False
+    memory: MemoryConfig = MemoryConfig()
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts from the last checkpoint
 
 
@@ -120,6 +124,7 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
             "run_dir": str(run_dir),
             "config": config.model_dump(mode="json"),
             "threads": workers.threads,
+            "memory": workers.memory.model_dump(mode="json"),
         },
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker={"CPU": cpus}
@@ -152,7 +157,13 @@ def train_worker(settings: dict[str, Any]) -> None:
     if (checkpoint := latest_checkpoint(run_dir / CHECKPOINTS)) is not None:
         restore_checkpoint(checkpoint, state)
     objective = ray.train.torch.prepare_model(
-        ClueObjective(state.model, config.optim.bag_steps),
+        ClueObjective(
+            state.model,
+            config.optim.bag_steps,
+            config.loss,
+            MemoryConfig.parse(settings["memory"]),
+            config.precision,
+        ),
         # Blocks that the first steps leave out have no gradient there.
         parallel_strategy_kwargs={"find_unused_parameters": config.optim.bag_steps > 0},
     )
@@ -175,6 +186,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         ended = time.perf_counter()
         metrics["time/input_wait_s"] = started - waiting_since
         metrics["time/step_s"] = ended - started
+        for what in ("users", "tokens"):
+            metrics[f"train/{what}_per_s"] = metrics.pop(f"train/{what}") / (ended - started)
         is_last = state.step == config.num_steps
         if is_last or state.step % config.validate_every == 0:
             metrics |= validate(state.model, pool)

@@ -1,15 +1,31 @@
 """What a training step minimises: a model and its loss as one module, so that data parallelism wraps both."""
 
-import numpy as np
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import nn
 
-from userrep.data.batch import HistoryBatch, UserBatch
-from userrep.losses.contrastive import clip_loss
-from userrep.models.bag_of_tokens import BagOfTokens
-from userrep.models.clue import Clue
+from userrep.config import Config
+from userrep.data.batch import UserBatch
+from userrep.losses.contrastive import TILE_SIZE, info_nce, sigmoid_loss
+from userrep.losses.gather import world_size
+from userrep.losses.negatives import Negatives
+from userrep.training.encoding import Encoder, MemoryConfig, MemoryPlanner, encode
 
-Encoder = Clue | BagOfTokens
+Precision = Literal["float32", "bfloat16"]
+
+
+class LossConfig(Config):
+    """Which contrastive loss, over which negatives."""
+
+    form: Literal["info_nce", "sigmoid"] = "info_nce"
+    # service_pair: samples of two services contrast with samples of the same two services, and the loss is the mean
+    # over these pairs (CLUE, arXiv 2111.11294); samples without a pair of services are one more group.
+    # batch: everything contrasts with everything.
+    negatives: Literal["service_pair", "batch"] = "service_pair"
+    mask_shared_items: bool = False  # no negative: another user whose positive view ends with the same item
+    tile_size: int = Field(default=TILE_SIZE, ge=1)  # speed and memory only
 
 
 class ClueObjective(nn.Module):
@@ -19,23 +35,53 @@ class ClueObjective(nn.Module):
     bag-of-tokens encoder, whose steps cost a tenth, and the blocks then learn on embeddings that mean something.
     """
 
-    def __init__(self, model: Encoder, bag_steps: int = 0) -> None:
+    def __init__(
+        self,
+        model: Encoder,
+        bag_steps: int = 0,
+        loss: LossConfig | None = None,
+        memory: MemoryConfig | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        """Args: precision is that of matrix products and attention in the encoder; weights and loss stay float32."""
         super().__init__()
-        self.model, self.bag_steps = model, bag_steps
+        self.model, self.bag_steps, self.loss = model, bag_steps, loss or LossConfig()
+        self._precision, self._planner = precision, MemoryPlanner(model, memory or MemoryConfig())
+        model.logit_bias.requires_grad_(self.loss.form == "sigmoid")
 
-    def forward(self, batch: UserBatch) -> torch.Tensor:
-        """Scalar loss of this worker's users against the users of all workers (`losses/contrastive.py`)."""
-        view_HD = encode(self.model, batch, use_blocks=batch.step >= self.bag_steps)
+    def forward(self, batch: UserBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of this worker's users against the users of all workers (`losses/contrastive.py`), and its metrics.
+
+        Metrics: `train/negatives` of a row, mean over the global batch; of this worker's batch `train/unique_fraction`
+        (items over events), `train/padding_fraction` (of the encoded tokens), `train/chunk_size`; and `train/tokens` of
+        unique items, times the number of workers.
+        """
+        device = self.model.logit_scale.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            plan = self._planner.plan(batch)
+            view_HD = encode(self.model, batch, plan, use_blocks=batch.step >= self.bag_steps)
         anchor_BD, positive_BD = view_HD.chunk(2)
-        return clip_loss(anchor_BD, positive_BD, self.model.logit_scale, user_keys(batch, view_HD.device))
+        negatives = self._negatives(batch, device)
+        if self.loss.form == "sigmoid":
+            scale, bias = self.model.logit_scale, self.model.logit_bias
+            loss = sigmoid_loss(anchor_BD, positive_BD, scale, bias, negatives, self.loss.tile_size)
+        else:
+            loss = info_nce(anchor_BD, positive_BD, self.model.logit_scale, negatives, self.loss.tile_size)
+        return loss, {
+            "train/negatives": negatives.mean_negatives,
+            "train/unique_fraction": (len(batch.token_offsets) - 1) / len(batch.history_items),
+            "train/padding_fraction": 0.0,  # packed: nothing but tokens is encoded
+            "train/tokens": float(len(batch.tokens) * world_size()),  # so that the mean over workers is the sum
+            "train/chunk_size": float(plan.chunk_size),
+        }
 
-
-def encode(model: Encoder, batch: HistoryBatch, use_blocks: bool = True) -> torch.Tensor:
-    """User vectors (H, D) of all histories of a batch."""
-    arrays = (batch.tokens, batch.token_offsets, batch.history_items, batch.history_offsets)
-    device = model.logit_scale.device
-    # int64: what every torch index operation accepts; the copy also gives torch memory that it may write to.
-    return model(*(torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays), use_blocks)
+    def _negatives(self, batch: UserBatch, device: torch.device) -> Negatives:
+        keys = [user_keys(batch, device)]
+        if self.loss.mask_shared_items:
+            keys.append(torch.from_numpy(batch.positive_items.copy()).to(device))
+        if self.loss.negatives == "batch":
+            return Negatives.gather(tuple(keys))
+        return Negatives.gather(tuple(keys), torch.from_numpy(batch.service_pairs.copy()).to(device))
 
 
 def user_keys(batch: UserBatch, device: torch.device) -> torch.Tensor:

@@ -7,7 +7,7 @@ from userrep.data.pool import Pool
 from userrep.evaluation.ranking import retrieval_hits
 from userrep.losses.contrastive import MAX_LOGIT_SCALE
 from userrep.losses.gather import all_gather_uneven, rank, world_size
-from userrep.training.objective import Encoder, encode
+from userrep.training.encoding import Encoder, encode
 
 ENCODE_USERS = 256  # bounds the memory of a forward pass
 
