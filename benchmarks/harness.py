@@ -179,14 +179,15 @@ def _sampled_extra_bytes(run: Callable[[], Any]) -> int:
 
 
 def busy_reason(results: list[Result]) -> str | None:
-    """Why times of these results say nothing, or None."""
+    """Why times of these results say nothing, or None.
+
+    Low cpu/wall alone is no reason: on a quiet machine it is the case's own doing (page faults, one-thread parts).
+    """
     others = max(statistics.median(result.others) for result in results)
-    if others > MAX_OTHERS:
-        return f"other processes used {others:.0%} of the machine"
+    lowest = min(result.utilisation() for result in results)
     wanted = MIN_UTILISATION * torch.get_num_threads()
-    for result in results:
-        if result.utilisation() < wanted:
-            return f"cpu/wall of {result.case.name!r} is {result.utilisation():.2f}, a quiet machine gives {wanted:.2f}"
+    if others > MAX_OTHERS or (lowest < wanted and others > MAX_OTHERS / 2):
+        return f"other processes used {others:.0%} of the machine, cpu/wall is down to {lowest:.2f}"
     return None
 
 
