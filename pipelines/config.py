@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from userrep.config import Config, ConfigError
 from userrep.data.ingest import IngestConfig
 from userrep.data.sources.catalog import SourceConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
-from userrep.training.loop import PretrainConfig, WorkersConfig
+from userrep.training.loop import PretrainConfig, WorkersConfig, check_batch_divides
 
 
 class EvaluateConfig(Config):
@@ -51,6 +51,11 @@ class JobConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     embed: EmbedConfig = EmbedConfig()
     publish: PublishConfig = PublishConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        check_batch_divides(self.pretrain, self.workers)
+        return self
 
     def with_data(self, path: Path) -> Self:
         """Points the source to a path on this machine.

@@ -10,6 +10,7 @@ from userrep.data.split import SplitConfig
 from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.loop import PretrainConfig
+from userrep.training.objective import LossConfig
 from userrep.training.optim import OptimConfig
 
 DATA = Path("data")  # replaced by --data
@@ -42,6 +43,7 @@ def yelp2019() -> JobConfig:
             model=ClueConfig(token_std=0.1, temperature_init=0.12),
             views=ViewConfig(kinds=("service", "mixed")),
             augment=AugmentConfig(cut="random", min_keep=0.3, max_events=12, token_drop=0.1),
+            loss=LossConfig(negatives="batch"),  # `service` and `mixed` samples are negatives of each other
             optim=OptimConfig(bag_steps=500),
             num_steps=1600,
             validate_every=100,

@@ -70,10 +70,9 @@ def test_a_busy_machine_gives_no_verdict(tmp_path: Path) -> None:
     report = Report("harness", path)
     quiet, busy = result("ours", [1.0, 1.0]), result("rival", [2.0, 2.0], others=0.5)
     report.time("claim", quiet, busy, 1.0)
-    starved = result("starved", [2.0, 2.0])
-    starved.cpu_s = [value / 2 for value in starved.cpu_s]
-    report.time("claim", quiet, starved, 1.0)
+    idle = result("idle", [2.0, 2.0])
+    idle.cpu_s = [value / 2 for value in idle.cpu_s]
+    report.time("claim", quiet, idle, 1.0)  # nobody else was there: it leaves its core idle by itself
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["outcome"] for line in lines] == ["no verdict", "no verdict"]
-    assert "other processes" in lines[0]["reason"]
-    assert "starved" in lines[1]["reason"]
+    assert [line["outcome"] for line in lines] == ["no verdict", "PASS"]
+    assert "other processes used 50%" in lines[0]["reason"]

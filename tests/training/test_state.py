@@ -19,6 +19,7 @@ from userrep.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from userrep.training.encoding import MemoryConfig
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer, learning_rate_factor, set_learning_rates
 from userrep.training.state import NonFiniteLossError, TrainState, train_step
@@ -84,7 +85,9 @@ def test_restored_at_every_step_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def _ranks_run(_rank: int) -> tuple[dict[str, torch.Tensor], list[float], dict[str, Any]]:
     state = make_state()
     objective = torch.nn.parallel.DistributedDataParallel(
-        ClueObjective(state.model, OPTIM.bag_steps), find_unused_parameters=True
+        # In chunks here, in one piece there: neither the workers nor the chunks make a difference.
+        ClueObjective(state.model, OPTIM.bag_steps, memory=MemoryConfig(chunk_size=5)),
+        find_unused_parameters=True,
     )
     metrics = run_steps(state, NUM_STEPS, objective)
     return weights(state), [point["train/loss"] for point in metrics], state.progress()

@@ -102,6 +102,11 @@ class MemoryPlanner:
         num_kept = math.floor(budget / (chunk_size * self.bytes_per_position)) - 1
         return ChunkPlan(chunk_size, max(2, num_kept))
 
+    def describe(self) -> str:
+        """Budget, and what was measured against it."""
+        per_position = self.bytes_per_position / 1024
+        return f"budget {self._config.budget_mib:,} MiB for activations of {per_position:,.0f} KiB per position"
+
     def _measure(self, batch: HistoryBatch) -> None:
         model, scale = self._model, self._model.logit_scale
         item_1D = scale.new_zeros(1, model.dim)

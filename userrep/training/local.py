@@ -53,7 +53,7 @@ def _train(
     facts = read_manifest(shards).facts
     plan = make_plan(facts["shards"], config.views, config.global_batch_size, config.seed, num_steps)
     state = TrainState(model=model, optimizer=build_optimizer(model, optim))
-    objective = ClueObjective(model)
+    objective = ClueObjective(model, loss=config.loss)
     for batch in local_batches(shards, facts["shards"], config.views, config.augment, plan):
         train_step(objective, state, batch, optim, num_steps)
         progress(state.step, num_steps, state.samples_seen)

@@ -1,5 +1,6 @@
 """The training loop on Ray Train: restore, iterate, step, validate, checkpoint. Only here is Ray Train known."""
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ from userrep.training.optim import OptimConfig, build_optimizer
 from userrep.training.state import TrainState, train_step
 from userrep.training.tracking import MetricSpool
 from userrep.training.validation import validate
+
+logger = logging.getLogger("ray.train.userrep")  # below Ray Train's logger, which writes to the run's log files
 
 CHECKPOINTS = "checkpoints"
 SPOOL_NAME = "metrics.jsonl"
@@ -74,18 +77,28 @@ class WorkersConfig(Config):
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts from the last checkpoint
 
 
-def preflight(config: PretrainConfig, workers: WorkersConfig, cluster_cpus: float) -> float:
-    """Checks that a run can start. Returns the CPUs to reserve per worker, which leave one for Ray Data.
+def check_batch_divides(config: PretrainConfig, workers: WorkersConfig) -> None:
+    """Refuses a global batch that cannot be dealt evenly, before anything starts.
 
     Raises:
-        ConfigError: the batch does not divide, or the cluster has no CPU for Ray Data.
+        ConfigError: with the batch sizes and numbers of workers that would work.
     """
-    if config.global_batch_size % workers.num_workers:
-        size, count = config.global_batch_size, workers.num_workers
+    size, count = config.global_batch_size, workers.num_workers
+    if size % count:
+        sizes = " or ".join(str(n * count) for n in (size // count, size // count + 1) if n * count >= 2)
+        counts = ", ".join(str(n) for n in range(1, 2 * count + 1) if size % n == 0)
         raise ConfigError(
-            f"pretrain.global_batch_size={size} does not divide over {count} workers: "
-            f"use {size // count * count} or {(size // count + 1) * count}, or another number of workers"
+            f"pretrain.global_batch_size={size} does not divide over workers.num_workers={count}: "
+            f"use a batch of {sizes} users, or one of these numbers of workers: {counts}"
         )
+
+
+def reserved_cpus(workers: WorkersConfig, cluster_cpus: float) -> float:
+    """CPUs to reserve for each worker, which leave one for Ray Data.
+
+    Raises:
+        ConfigError: the cluster has no CPU for Ray Data.
+    """
     if cluster_cpus < 2:
         raise ConfigError(
             f"the Ray cluster has {cluster_cpus:g} CPU, and training and its input need one each: give it 2"
@@ -106,9 +119,10 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
         ConfigError: the run cannot start here.
         TrainingError: it started and failed; what it reached stays in its last checkpoint.
     """
+    check_batch_divides(config, workers)
     manifest = read_manifest(shards)
     plan = make_plan(manifest.facts["shards"], config.views, config.global_batch_size, config.seed, config.num_steps)
-    cpus = preflight(config, workers, ray.cluster_resources().get("CPU", 0))
+    cpus = reserved_cpus(workers, ray.cluster_resources().get("CPU", 0))
 
     def remaining() -> ray.data.Dataset:
         # Called at every start of the worker group; the workers restore the same checkpoint, nobody writes in between.
@@ -156,14 +170,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     state = build_state(config, manifest, shards)
     if (checkpoint := latest_checkpoint(run_dir / CHECKPOINTS)) is not None:
         restore_checkpoint(checkpoint, state)
+    memory = MemoryConfig.parse(settings["memory"])
+    clue = ClueObjective(state.model, config.optim.bag_steps, config.loss, memory, config.precision)
     objective = ray.train.torch.prepare_model(
-        ClueObjective(
-            state.model,
-            config.optim.bag_steps,
-            config.loss,
-            MemoryConfig.parse(settings["memory"]),
-            config.precision,
-        ),
+        clue,
         # Blocks that the first steps leave out have no gradient there.
         parallel_strategy_kwargs={"find_unused_parameters": config.optim.bag_steps > 0},
     )
@@ -176,7 +186,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         batch_format="pyarrow",
         prefetch_batches=PREFETCH_BATCHES,
     )
-    waiting_since = time.perf_counter()
+    waiting_since, is_first = time.perf_counter(), True
     for table in batches:
         batch = from_table(table)
         if batch.step != state.step:
@@ -184,6 +194,9 @@ def train_worker(settings: dict[str, Any]) -> None:
         started = time.perf_counter()
         metrics = train_step(objective, state, batch, config.optim, config.num_steps)
         ended = time.perf_counter()
+        if is_first:
+            logger.info("%s, chunks of %d", clue.describe(), metrics["train/chunk_size"])
+            is_first = False
         metrics["time/input_wait_s"] = started - waiting_since
         metrics["time/step_s"] = ended - started
         for what in ("users", "tokens"):

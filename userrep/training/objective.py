@@ -75,6 +75,12 @@ class ClueObjective(nn.Module):
             "train/chunk_size": float(plan.chunk_size),
         }
 
+    def describe(self) -> str:
+        """How the batches so far were encoded, for the log."""
+        is_ragged = self.model.logit_scale.is_cuda and self._precision == "bfloat16"
+        attention = "over ragged sequences" if is_ragged else "group by group of equal lengths"
+        return f"{self._precision}, attention {attention}, {self._planner.describe()}"
+
     def _negatives(self, batch: UserBatch, device: torch.device) -> Negatives:
         keys = [user_keys(batch, device)]
         if self.loss.mask_shared_items:
