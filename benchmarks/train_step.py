@@ -1,8 +1,9 @@
 """Users per second of a training step: `python -m benchmarks.train_step --shards DIR [--views KIND] [--json FILE]`.
 
 Forward, loss, backward, clipping and AdamW at D=256 with 4+4 layers on one batch of a tokenized table. Sections:
-`rivals` (everything padded; length-sorted without de-duplication; bfloat16), `cached` (gradients cached in chunks
-against one graph), `memory` (peak of the cached step at growing batches, each in a process of its own). The rivals
+`rivals` (everything padded; length-sorted without de-duplication), `precision` (bfloat16 against float32), `cached`
+(gradients cached in chunks against one graph), `memory` (peak of the cached step at growing batches, each in a process
+of its own). The rivals
 cannot hold the batch in one graph: they take it in micro-batches of users, with fewer negatives, each with its own
 backward.
 """
@@ -30,7 +31,7 @@ from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer
 from userrep.training.state import TrainState, train_step
 
-SECTIONS = ("rivals", "cached", "memory")
+SECTIONS = ("rivals", "precision", "cached", "memory")
 NUM_STEPS = 1_000  # of the schedule that the steps are taken from
 # Expected gain over the padded and over the sorted encoder: yelp2019 by service, amazon2014 by time.
 BARS = {"service": (25.0, 1.6), "time": (14.0, 1.3)}
@@ -73,25 +74,42 @@ def rival_step(model: PlainClue, batch: UserBatch, num_users: int, micro_batch_u
 
 
 def compare_rivals(report: Report, arguments: argparse.Namespace) -> None:
-    """Ours in both precisions, everything padded, length-sorted."""
+    """Ours, everything padded, length-sorted."""
     batch, vocab_size = draw_batch(arguments.shards, arguments.views, arguments.batch_size)
-    budget = arguments.budget_mib
     size, num_padded = arguments.batch_size, min(arguments.padded_users, arguments.batch_size)
     padded = PaddedClue(new_model(arguments, vocab_size), AugmentConfig().max_events)
     rival = SortedClue(new_model(arguments, vocab_size), arguments.micro_batch_items)
     cases = [
-        Case("ours, float32", our_step(new_model(arguments, vocab_size), batch, budget), size),
-        Case("ours, bfloat16", our_step(new_model(arguments, vocab_size), batch, budget, "bfloat16"), size),
+        Case("ours", our_step(new_model(arguments, vocab_size), batch, arguments.budget_mib), size),
         Case("padded", rival_step(padded, batch, num_padded, num_padded), num_padded),
         Case("sorted", rival_step(rival, batch, size, arguments.micro_batch_users), size),
     ]
     results = measure(cases, arguments.rounds)
     facts = {**describe(batch, padded), "padded_users": num_padded, "micro_batch_users": arguments.micro_batch_users}
     report.results("training step", results, "user", views=arguments.views, **facts)
-    ours, in_bfloat16 = results["ours, float32"], results["ours, bfloat16"]
-    report.speed(f"users/s over everything padded, {arguments.views}", ours, results["padded"], arguments.bar_padded)
-    report.speed(f"users/s over length-sorted, {arguments.views}", ours, results["sorted"], arguments.bar_sorted)
-    report.speed(f"users/s of bfloat16 over float32, {arguments.views}", in_bfloat16, ours, arguments.bar_bfloat16)
+    ours, views = results["ours"], arguments.views
+    report.speed(f"users/s over everything padded, {views}", ours, results["padded"], arguments.bar_padded)
+    report.speed(f"users/s over length-sorted, {views}", ours, results["sorted"], arguments.bar_sorted)
+
+
+def compare_precisions(report: Report, arguments: argparse.Namespace) -> None:
+    """bfloat16 against float32, and the machine's matrix products in both."""
+    batch, vocab_size = draw_batch(arguments.shards, arguments.views, arguments.batch_size)
+    cases = [
+        Case(name, our_step(new_model(arguments, vocab_size), batch, arguments.budget_mib, name), arguments.batch_size)
+        for name in ("float32", "bfloat16")
+    ]
+    results = measure(cases, arguments.rounds)
+    report.results("precision", results, "user", views=arguments.views, batch_size=arguments.batch_size)
+    report.results("matrix product", measure([_product(name) for name in ("float32", "bfloat16")], arguments.rounds))
+    claim = f"users/s of bfloat16 over float32, {arguments.views}"
+    report.speed(claim, results["bfloat16"], results["float32"], arguments.bar_bfloat16)
+
+
+def _product(dtype: str) -> Case:
+    """A product that no cache and no memory limits: what the processor reaches in a precision."""
+    one, other = torch.randn(2, 2048, 2048).to(getattr(torch, dtype))
+    return Case(dtype, lambda: one @ other)
 
 
 def describe(batch: UserBatch, padded: PaddedClue) -> dict[str, float]:
@@ -185,7 +203,12 @@ def main() -> None:
         print_peak(arguments)
         return
     report = Report("train_step", arguments.json, ("ray",))
-    compare = {"rivals": compare_rivals, "cached": compare_cached, "memory": compare_memory}
+    compare = {
+        "rivals": compare_rivals,
+        "precision": compare_precisions,
+        "cached": compare_cached,
+        "memory": compare_memory,
+    }
     for section in arguments.sections:
         compare[section](report, arguments)
 

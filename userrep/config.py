@@ -44,11 +44,14 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [
-                f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']} (received {problem.get('input')!r})"
-                for problem in error.errors()
-            ]
-            raise ConfigError(f"invalid {cls.__name__}:\n" + "\n".join(lines)) from error
+            raise ConfigError("\n".join([f"invalid {cls.__name__}:", *map(_line, error.errors())])) from error
+
+
+def _line(problem: Any) -> str:
+    place, received = ".".join(map(str, problem["loc"])), problem.get("input")
+    # A problem between keys is reported with all of them, which says nothing.
+    tail = "" if isinstance(received, dict | BaseModel) else f" (received {received!r})"
+    return f"  {place}{': ' if place else ''}{problem['msg']}{tail}"
 
 
 def digest_json(value: Any) -> str:

@@ -64,7 +64,8 @@ def pack(offsets: np.ndarray, chunk_size: int | None = None) -> Pack:
 
     Args:
         offsets: borders of the sequences, (N + 1,); none is empty.
-        chunk_size: most positions of a chunk, >= 1; a longer sequence is a chunk of its own. Default: no limit.
+        chunk_size: most positions of a chunk, >= 1; a longer sequence is a chunk of its own. Default: no limit. Chunks
+            are about equally large.
     """
     lengths = np.diff(offsets).astype(np.int64)
     order = np.argsort(lengths, kind="stable")
@@ -72,10 +73,15 @@ def pack(offsets: np.ndarray, chunk_size: int | None = None) -> Pack:
     ends = lengths.cumsum()
     starts = ends - lengths
     positions = np.arange(ends[-1]) + np.repeat(offsets[:-1][order] - starts, lengths)
+    num_positions = int(ends[-1])
+    if chunk_size is None:
+        chunk_size = num_positions
+    # So many chunks there must be; equal ones would hold that much, up to what is left of a sequence at the border.
+    equal_size = -(-num_positions // -(-num_positions // chunk_size)) + int(lengths[-1]) - 1
+    chunk_size = min(chunk_size, equal_size)
     chunks, first = [], 0
     while first < len(order):
-        limit = len(order) if chunk_size is None else np.searchsorted(ends, starts[first] + chunk_size, side="right")
-        last = max(first + 1, int(limit))
+        last = max(first + 1, int(np.searchsorted(ends, starts[first] + chunk_size, side="right")))
         values, counts = np.unique(lengths[first:last], return_counts=True)
         groups = Groups(tuple(zip(counts.tolist(), values.tolist(), strict=True)))
         chunks.append(Chunk(slice(first, last), slice(int(starts[first]), int(ends[last - 1])), groups))

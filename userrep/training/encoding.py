@@ -22,10 +22,13 @@ from userrep.models.packing import Chunk, pack
 
 Encoder = Clue | BagOfTokens
 
-# glibc takes allocations above 32 MiB from the kernel and gives them back at once; page faults then cost more than the
-# arithmetic (pipelines/records/LOG.md). Half of it leaves room for gradients of concatenated tensors.
-MAX_TENSOR_BYTES = 16 * 2**20
-INFERENCE_CHUNK = 4096  # positions encoded at once where no graph is kept
+# A chunk's largest tensor: several times the cache, so that matrix products run at full speed, and far below 32 MiB, from
+# where on glibc takes memory from the kernel and gives it back every time (pipelines/records/LOG.md).
+MAX_TENSOR_BYTES = 8 * 2**20
+# Item and user vectors exist in so many copies at the peak: pieces, the whole, gradients of both, those of the loss.
+# Measured as the growth of the peak from 1,024 to 8,192 users (pipelines/records/contrastive_engine_cpu2_202611.md).
+COPIES_OF_VECTORS = 10
+INFERENCE_CHUNK = 2048  # positions encoded at once where no graph is kept
 
 
 class MemoryConfig(Config):
@@ -89,9 +92,8 @@ class MemoryPlanner:
         """
         if not self.bytes_per_position:
             self._measure(batch)
-        # Item and user vectors and their gradients, float32, twice while concatenated: what grows with the batch.
         num_vectors = len(batch.token_offsets) + len(batch.history_offsets)
-        budget = self._config.budget_mib * 2**20 - 4 * num_vectors * self._model.dim * 4
+        budget = self._config.budget_mib * 2**20 - COPIES_OF_VECTORS * num_vectors * self._model.dim * 4
         chunk_size = self._config.chunk_size
         if chunk_size == "auto":
             chunk_size = int(max(1, budget) / (3 * self.bytes_per_position))
