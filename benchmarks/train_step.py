@@ -146,10 +146,10 @@ def compare_memory(report: Report, arguments: argparse.Namespace) -> None:
         peaks[size] = _run_fresh(arguments, size)
         report.console.print(f"cached step of {size:,} users: {peaks[size] / MIB:,.0f} MiB beside model and batch")
         report.line("memory", section="memory", batch_size=size, extra_bytes=peaks[size], views=arguments.views)
-    smallest, *others = peaks.values()
-    if others:
-        deviation = max(abs(peak / smallest - 1) for peak in others)
-        report.verdict("memory beside that of the smallest batch", deviation, arguments.bar_memory, "at most")
+    if len(peaks) > 1:
+        low, high = min(peaks.values()), max(peaks.values())
+        claim = "largest deviation of a peak from the middle of all"
+        report.verdict(claim, (high - low) / (high + low), arguments.bar_memory, "at most")
 
 
 def _run_fresh(arguments: argparse.Namespace, size: int) -> int:

@@ -22,8 +22,8 @@ from userrep.models.packing import Chunk, pack
 
 Encoder = Clue | BagOfTokens
 
-# A chunk's largest tensor: several times the cache, so that matrix products run at full speed, and far below 32 MiB, from
-# where on glibc takes memory from the kernel and gives it back every time (pipelines/records/LOG.md).
+# A chunk's largest tensor: several times the cache, so that matrix products run at full speed, and far below 32 MiB,
+# from where on glibc takes memory from the kernel and gives it back every time (pipelines/records/LOG.md).
 MAX_TENSOR_BYTES = 8 * 2**20
 # Item and user vectors exist in so many copies at the peak: pieces, the whole, gradients of both, those of the loss.
 # Measured as the growth of the peak from 1,024 to 8,192 users (pipelines/records/contrastive_engine_cpu2_202611.md).
