@@ -30,4 +30,4 @@ demo: setup
 	$(BIN)/userrep run --config demo --workdir $(DEMO_DIR)
 
 bench: setup
-	for name in ingest contrastive_loss item_encoder input_pipeline; do $(BIN)/python -m benchmarks.$$name; done
+	for name in ingest plan contrastive_loss item_encoder input_pipeline; do $(BIN)/python -m benchmarks.$$name; done

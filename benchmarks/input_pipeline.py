@@ -34,7 +34,6 @@ from pipelines.session import QUIET_ENV, WORKER_ENV
 from userrep.data import stream
 from userrep.data.augment import AugmentConfig
 from userrep.data.views import ViewConfig, ViewKind
-from userrep.manifest import read_manifest
 from userrep.models.clue import ClueConfig
 from userrep.training.loop import SPOOL_NAME, PretrainConfig, WorkersConfig, train
 from userrep.training.optim import OptimConfig
@@ -99,14 +98,14 @@ def make_shards(users: int, directory: Path) -> Path:
 
 def prepare(shards: Path, kind: ViewKind, batch_size: int, augment: AugmentConfig) -> dict[str, float]:
     """CPU seconds per global batch of preparing windows for one worker in this process, by part and in `all`."""
-    facts, views = read_manifest(shards).facts, ViewConfig(kinds=(kind,))
-    plan = stream.make_plan(facts["shards"], views, batch_size, seed=0, num_steps=PREPARED_BATCHES)
+    sets, views = stream.read_shard_sets([(shards, 1.0)]), ViewConfig(kinds=(kind,))
+    batches = stream.open_stream(sets, views, augment, batch_size, seed=0, num_steps=PREPARED_BATCHES).batches()
     spent = dict.fromkeys(PARTS, 0.0)
     with ExitStack() as stack:
         for part, name in PARTS.items():
             stack.enter_context(mock.patch.object(stream, name, _timed(getattr(stream, name), spent, part)))
         started = time.process_time()
-        num_batches = sum(1 for _ in stream.local_batches(shards, facts["shards"], views, augment, plan))
+        num_batches = sum(1 for _ in batches)
         spent["all"] = time.process_time() - started
     return {part: seconds / num_batches for part, seconds in spent.items()}
 
@@ -268,7 +267,7 @@ def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=Path, help="tokenized table of a job; default: synthetic users")
-    parser.add_argument("--users", type=int, default=8_000, help="synthetic; 8,000 fill windows of 6 steps")
+    parser.add_argument("--users", type=int, default=8_000, help="synthetic")
     parser.add_argument("--views", choices=("service", "time"), default="service")
     parser.add_argument("--batch-size", type=int, default=1_024, help="users of a global batch")
     parser.add_argument("--dim", type=int, default=256)

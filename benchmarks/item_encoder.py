@@ -18,7 +18,7 @@ from benchmarks.harness import Case, Report, argument_parser, measure
 from benchmarks.rivals import PlainClue, pad, sorted_micro_batches
 from userrep.data.augment import AugmentConfig
 from userrep.data.batch import UserBatch, gather_ranges
-from userrep.data.stream import local_batches, make_plan
+from userrep.data.stream import open_stream, read_shard_sets
 from userrep.data.views import ViewConfig, ViewKind
 from userrep.manifest import read_manifest
 from userrep.models.clue import Clue, ClueConfig
@@ -73,10 +73,9 @@ def synthetic_items() -> Items:
 
 def draw_batch(shards: Path, kind: ViewKind, size: int) -> tuple[UserBatch, int]:
     """The first batch of a run on a tokenized table, and the table's number of tokens."""
-    facts, views = read_manifest(shards).facts, ViewConfig(kinds=(kind,))
-    plan = make_plan(facts["shards"], views, size, seed=0, num_steps=1)
-    batch = next(local_batches(shards, facts["shards"], views, AugmentConfig(), plan))
-    return batch, facts["vocab_size"]
+    sets, views = read_shard_sets([(shards, 1.0)]), ViewConfig(kinds=(kind,))
+    batch = next(open_stream(sets, views, AugmentConfig(), size, seed=0, num_steps=1).batches())
+    return batch, read_manifest(shards).facts["vocab_size"]
 
 
 def shard_items(shards: Path, kind: ViewKind, num_users: int) -> Items:

@@ -10,6 +10,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,10 +21,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def empty_mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, to be copied: making one takes seconds."""
+    from userrep.publishing.connection import connect
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with connect(f"sqlite:///{path}", create=True) as client:
+        client.search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """Address of a local cluster with 2 CPUs, to which this process is connected."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # Not any other cluster that runs on this machine.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -11,13 +11,13 @@ import pytest
 from ray.data import DataContext
 from ray.train import DataConfig
 
+from tests.support.batches import seen_by, steps
 from tests.support.tokenized import User, View, list_samples, token_texts, write_shards
 from userrep.data.augment import AugmentConfig
 from userrep.data.batch import ARRAYS, UserBatch, from_table
-from userrep.data.plan import Plan
 from userrep.data.split import SPLITS, id_keys
-from userrep.data.stream import execution_options, local_batches, make_plan, stream_dataset, window_batches
-from userrep.data.views import ViewConfig, manifest_row_groups
+from userrep.data.stream import ShardSet, TrainingStream, execution_options, open_stream
+from userrep.data.views import RowGroup, ViewConfig, read_row_group
 
 VIEWS = ViewConfig(kinds=("service", "time", "mixed"), max_events=5)
 PLAIN = AugmentConfig()
@@ -30,13 +30,13 @@ class Table(NamedTuple):
     shards: list[dict[str, Any]]
     users: list[User]
 
-    def plan(self, num_steps: int, batch: int = BATCH) -> Plan:
-        return make_plan(self.shards, VIEWS, batch, seed=3, num_steps=num_steps)
+    def stream(self, num_steps: int, augment: AugmentConfig = PLAIN, batch: int = BATCH) -> TrainingStream:
+        return open_stream([ShardSet(self.directory, self.shards)], VIEWS, augment, batch, seed=3, num_steps=num_steps)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
-    """Twelve row groups in three shards; several main windows of a batch of 4, and tail windows."""
+    """Twelve row groups in three shards; several windows of batches of 4 to an epoch."""
     rng = np.random.default_rng(0)
     users: list[User] = []
     shards: list[list[list[User]]] = [[], [], [], []]
@@ -57,31 +57,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     return Table(directory, write_shards(directory, shards), users)
 
 
-def histories_of(batch: UserBatch) -> list[list[list[int]]]:
-    bounds, items = batch.token_offsets, batch.history_offsets
-    dictionary = [batch.tokens[a:b].tolist() for a, b in itertools.pairwise(bounds)]
-    return [[dictionary[item] for item in batch.history_items[a:b]] for a, b in itertools.pairwise(items)]
-
-
-def seen_by(batch: UserBatch) -> list[tuple[int, list[list[int]], list[list[int]]]]:
-    """(key, anchor's tokens, positive's tokens) of every user."""
-    histories, size = histories_of(batch), len(batch.user_keys)
-    return list(zip(batch.user_keys.tolist(), histories[:size], histories[size:], strict=True))
-
-
-def steps(
-    table: Table, plan: Plan, augment: AugmentConfig, world_size: int, start_step: int = 0
-) -> list[list[UserBatch]]:
-    """Batches of all ranks, step by step."""
-    row_groups = [(shard, number) for shard, number, _ in manifest_row_groups(table.shards)]
-    found: list[UserBatch] = []
-    for epoch, index in plan.windows(start_step):
-        window = plan.window(epoch, index)
-        parts = window_batches(table.directory, row_groups, VIEWS, augment, plan, window, world_size, start_step)
-        found += map(from_table, parts)
-    return [found[n : n + world_size] for n in range(0, len(found), world_size)]
-
-
 def assert_equal(one: UserBatch, other: UserBatch) -> None:
     assert one.step == other.step
     for name in ARRAYS:
@@ -93,29 +68,35 @@ def test_an_epoch_holds_the_samples_of_the_reference(table: Table):
         (repr(token_texts(anchor)), repr(token_texts(positive)))
         for _, anchor, positive in list_samples(table.users, VIEWS.kinds, "train")
     )
-    plan = table.plan(num_steps=2 * (sum(expected.values()) // BATCH))
-    assert plan.num_samples == sum(expected.values())
-    assert len(plan.epoch_windows(0)) >= 4, "too small a table to have main and tail windows"
-    batches = list(local_batches(table.directory, table.shards, VIEWS, PLAIN, plan))
-    assert [batch.step for batch in batches] == list(range(plan.num_steps))
-    for epoch in range(2):
-        mine = batches[epoch * plan.steps_per_epoch :][: plan.steps_per_epoch]
-        seen = Counter((repr(a), repr(b)) for batch in mine for _, a, b in seen_by(batch))
-        assert seen <= expected
-        assert (expected - seen).total() == plan.num_unused < BATCH
+    size = expected.total()
+    stream = table.stream(num_steps=3 * size // BATCH)
+    assert stream.plan.num_samples == (size,)
+    assert size % BATCH, "meant to have epochs that end within a batch"
+    assert len(stream.plan.windows()) > 3 * 2
+    batches = list(stream.batches())
+    assert [batch.step for batch in batches] == list(range(stream.plan.num_steps))
+    run = [(repr(a), repr(b)) for batch in batches for _, a, b in seen_by(batch)]
+    assert Counter(run[:size]) == Counter(run[size : 2 * size]) == expected
+    last = Counter(run[2 * size :])
+    assert last <= expected
+    assert (expected - last).total() == size - stream.plan.coverage(stream.plan.num_steps)[0].begun < BATCH
 
 
 @pytest.mark.parametrize("augment", [PLAIN, RANDOM])
-def test_the_global_batches_do_not_depend_on_the_number_of_workers(table: Table, augment: AugmentConfig):
-    plan = table.plan(num_steps=90)
-    alone = steps(table, plan, augment, 1)
-    assert [batch.step for (batch,) in alone] == list(range(90))
-    for world_size in (2, 4):
-        parted = steps(table, plan, augment, world_size)
-        assert len(parted) == 90
+@pytest.mark.parametrize("batch", [BATCH, 7])
+def test_the_global_batches_do_not_depend_on_the_number_of_workers(table: Table, augment: AugmentConfig, batch: int):
+    stream = table.stream(60, augment, batch)
+    alone = steps(stream, 1)
+    assert [batch.step for (batch,) in alone] == list(range(60))
+    for world_size in (2, 3, 4, 5)[: batch - 1]:
+        parted = steps(stream, world_size)
+        sizes = [(rank + 1) * batch // world_size - rank * batch // world_size for rank in range(world_size)]
+        assert sum(sizes) == batch
+        assert max(sizes) - min(sizes) <= 1
+        assert len(parted) == 60
         for (whole,), ranks in zip(alone, parted, strict=True):
             assert {batch.step for batch in ranks} == {whole.step}
-            assert {len(batch.user_keys) for batch in ranks} == {BATCH // world_size}
+            assert [len(batch.user_keys) for batch in ranks] == sizes
             assert [seen for batch in ranks for seen in seen_by(batch)] == seen_by(whole)
             for name in ("user_keys", "service_pairs", "positive_items"):
                 assert (
@@ -125,40 +106,64 @@ def test_the_global_batches_do_not_depend_on_the_number_of_workers(table: Table,
     assert pairs == {0} | {1 + 256 * one + other for one, other in itertools.combinations(range(3), 2)}
 
 
+@pytest.mark.parametrize("world_size", [0, BATCH + 1])
+def test_a_worker_without_a_sample_is_refused(table: Table, world_size: int):
+    with pytest.raises(ValueError, match=f"{world_size} workers cannot share a global batch of {BATCH} users"):
+        table.stream(10).dataset(world_size)
+
+
 def test_an_item_has_one_key_in_all_windows(table: Table):
-    plan = table.plan(num_steps=60)
-    assert len(plan.windows(0)) > 1
-    batches = list(local_batches(table.directory, table.shards, VIEWS, PLAIN, plan))
-    found = {int(key) % 2**64 for batch in batches for key in batch.positive_items}
+    stream = table.stream(num_steps=60)
+    assert len(stream.plan.windows()) > 1
+    found = {int(key) % 2**64 for batch in stream.batches() for key in batch.positive_items}
     names = [f"item {number}" for number in range(40)]
     assert found <= {int(key) for key in id_keys(pa.array(names))}
     assert len(found) > 30
 
 
-def test_random_views_differ_between_epochs_and_seeds(table: Table):
-    plan = table.plan(num_steps=0)
-    plan = table.plan(num_steps=2 * plan.steps_per_epoch)
-    batches = list(local_batches(table.directory, table.shards, VIEWS, RANDOM, plan))
-    first, second = (
-        Counter(
-            repr(seen)
-            for batch in batches[n * plan.steps_per_epoch :][: plan.steps_per_epoch]
-            for seen in seen_by(batch)
-        )
-        for n in range(2)
-    )
-    assert (first & second).total() < 0.7 * first.total()
+def test_random_views_differ_between_epochs(table: Table):
+    (size,) = table.stream(0).plan.num_samples
+    run = [seen for batch in table.stream(2 * size, RANDOM, batch=1).batches() for seen in seen_by(batch)]
+    first, second = (Counter(map(repr, part)) for part in (run[:size], run[size:]))
+    assert (first & second).total() < 0.7 * size
+
+
+@pytest.mark.parametrize(
+    "augment", [AugmentConfig(cut="random"), AugmentConfig(min_keep=0.2), AugmentConfig(token_drop=0.5)]
+)
+def test_every_step_of_a_window_is_drawn_anew(tmp_path: Path, augment: AugmentConfig):
+    lone = User("a user", "train", {0: [(f"item {number}", number) for number in range(10)]})
+    sets = [ShardSet(tmp_path, write_shards(tmp_path, [[[lone]]]))]
+    stream = open_stream(sets, ViewConfig(kinds=("time",)), augment, 1, seed=0, num_steps=16)
+    assert len(stream.plan.windows()) == 1
+    # Each step has more than a hundred ways to see this user, so few of 16 are alike.
+    assert len({repr(seen_by(batch)) for batch in stream.batches()}) > 8
 
 
 @pytest.mark.parametrize("augment", [PLAIN, RANDOM])
 def test_a_stream_that_starts_later_goes_on_as_the_first_would_have(table: Table, augment: AugmentConfig):
-    plan = table.plan(num_steps=75)
-    straight = list(local_batches(table.directory, table.shards, VIEWS, augment, plan))
+    stream = table.stream(75, augment)
+    straight = list(stream.batches())
     for start in range(0, 76, 5):
-        rest = list(local_batches(table.directory, table.shards, VIEWS, augment, plan, start))
+        rest = list(stream.batches(start))
         assert len(rest) == 75 - start
         for one, other in zip(rest, straight[start:], strict=True):
             assert_equal(one, other)
+
+
+def test_a_stream_that_starts_late_reads_what_it_needs(table: Table, monkeypatch: pytest.MonkeyPatch):
+    reads: list[tuple[int, int]] = []
+
+    def read(directory: Path, shard: int, number: int) -> RowGroup:
+        reads.append((shard, number))
+        return read_row_group(directory, shard, number)
+
+    monkeypatch.setattr("userrep.data.stream.read_row_group", read)
+    stream = table.stream(10_000)
+    last = stream.plan.windows()[-1]
+    (batch,) = stream.batches(9_999)
+    assert batch.step == 9_999
+    assert len(reads) == len(set(reads)) == len(np.unique(stream.plan.samples(last)[0]))
 
 
 @pytest.fixture
@@ -168,9 +173,9 @@ def data_context() -> Iterator[None]:
         yield
 
 
-def deal(table: Table, plan: Plan, world_size: int, start_step: int) -> list[list[UserBatch]]:
+def deal(stream: TrainingStream, world_size: int, start_step: int) -> list[list[UserBatch]]:
     """What every rank receives, through the trainer's own way of splitting a dataset (training/loop.py)."""
-    dataset = stream_dataset(table.directory, table.shards, VIEWS, RANDOM, plan, world_size, start_step)
+    dataset = stream.dataset(world_size, start_step)
     config = DataConfig(datasets_to_split=["train"], execution_options=execution_options())
     iterators = config.configure({"train": dataset}, world_size, worker_handles=None, worker_node_ids=None)
     received: list[list[UserBatch]] = [[] for _ in range(world_size)]
@@ -195,24 +200,22 @@ def deal(table: Table, plan: Plan, world_size: int, start_step: int) -> list[lis
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster", "data_context")
-@pytest.mark.parametrize(("world_size", "start_step"), [(1, 0), (2, 0), (2, 23)])
+@pytest.mark.parametrize(("world_size", "start_step"), [(1, 0), (2, 23), (3, 0)])
 def test_ray_deals_every_rank_its_batch_of_every_step(table: Table, world_size: int, start_step: int):
-    plan = table.plan(num_steps=60)
-    windows = [plan.window(*place) for place in plan.windows(start_step)]
-    assert windows[0].first_step < start_step or not start_step, "meant to start within a window"
-    expected = steps(table, plan, RANDOM, world_size, start_step)
-    received = deal(table, plan, world_size, start_step)
+    stream = table.stream(60, RANDOM)
+    assert start_step % stream.plan.window_steps or not start_step, "meant to start within a window"
+    expected = steps(stream, world_size, start_step)
+    received = deal(stream, world_size, start_step)
     for rank in range(world_size):
         assert [batch.step for batch in received[rank]] == list(range(start_step, 60))
         for one, ranks in zip(received[rank], expected, strict=True):
             assert_equal(one, ranks[rank])
     if world_size == 1:
-        local = local_batches(table.directory, table.shards, VIEWS, RANDOM, plan, start_step)
-        for one, other in zip(received[0], local, strict=True):
+        for one, other in zip(received[0], stream.batches(start_step), strict=True):
             assert_equal(one, other)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster", "data_context")
 def test_a_finished_run_has_an_empty_stream(table: Table):
-    assert deal(table, table.plan(num_steps=10), world_size=2, start_step=10) == [[], []]
+    assert deal(table.stream(10), world_size=2, start_step=10) == [[], []]

@@ -37,7 +37,8 @@ class UserBatch(HistoryBatch):
     Attributes:
         user_keys: 64-bit keys of the users as int64 (B,); equal keys are the same user.
         service_pairs: the group of samples that a sample has its negatives in, int64 (B,): 1 + 256 * the anchor's
-            service + the positive's where the views are two services, 0 where they are parts of the same events.
+            service + the positive's where the views are two services, 0 where they are parts of the same events; and in
+            a mixture of tables 65536 * the number of the table on top.
         positive_items: 64-bit key of the last item that is seen of the positive, in a history the most recent one,
             int64 (B,); equal keys are the same item, in every batch and on every worker.
         step: optimizer step of the run that this batch belongs to.
@@ -113,7 +114,7 @@ def from_table(table: pa.Table) -> UserBatch:
     """
     if table.num_rows != 1:
         raise ValueError(
-            f"a block of the stream holds {table.num_rows} batches instead of 1: it was not built by stream_dataset"
+            f"a block of the stream holds {table.num_rows} batches instead of 1: it is none of TrainingStream.dataset"
         )
     arrays = {name: table[name].combine_chunks().flatten().to_numpy() for name in ARRAYS}
     return UserBatch(**arrays, step=table["step"][0].as_py())

@@ -4,92 +4,196 @@ The recipe deals exactly: one row per block (`target_max_block_size = 1`) and pr
 blocks round robin, so with rows ordered by (step, rank) rank r receives batch r of every step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions
 
 from userrep.data.augment import AugmentConfig, draw_events, drop_tokens
-from userrep.data.batch import UserBatch, from_table, to_table
-from userrep.data.plan import Plan, Window
+from userrep.data.batch import UserBatch, from_table, gather_ranges, to_table
+from userrep.data.plan import Plan
+from userrep.data.tokenizer import check_digest
 from userrep.data.views import (
+    PAIR_BASE,
+    RowGroup,
     Samples,
     ViewConfig,
     build_batch,
     list_samples,
-    manifest_row_groups,
     merge_row_groups,
     read_row_group,
 )
+from userrep.manifest import read_manifest
 
 NO_PROGRESS_TIMEOUT_S = 6 * 3600  # Ray Data's default of 30 min also kills a consumer that is merely slow
 
 
-def make_plan(
-    shards: list[dict[str, Any]], views: ViewConfig, global_batch_size: int, seed: int, num_steps: int
-) -> Plan:
-    """Plan over the training samples of a shard table."""
-    counts = tuple(sum(samples["train"][kind] for kind in views.kinds) for _, _, samples in manifest_row_groups(shards))
-    return Plan(counts=counts, global_batch_size=global_batch_size, seed=seed, num_steps=num_steps)
+@dataclass(frozen=True)
+class ShardSet:
+    """A tokenized table as a source of training samples.
+
+    Attributes:
+        directory: of the table; a path that all nodes share.
+        shards: shard facts of its manifest.
+        weight: share of the source in the samples of a run, > 0; only proportions between sources count.
+    """
+
+    directory: Path
+    shards: list[dict[str, Any]]
+    weight: float = 1.0
 
 
-def stream_dataset(
-    directory: Path,
-    shards: list[dict[str, Any]],
-    views: ViewConfig,
-    augment: AugmentConfig,
-    plan: Plan,
-    world_size: int,
-    start_step: int,
-) -> Dataset:
-    """Batches of steps [start_step, plan.num_steps) for all workers, as one dataset over all remaining epochs.
+def read_shard_sets(sources: Sequence[tuple[Path, float]]) -> list[ShardSet]:
+    """The tokenized tables of (directory, weight) pairs, which one model can be trained on together.
 
-    Args:
-        directory: tokenized shards.
-        shards: shard facts of their manifest.
+    Raises:
+        TokenizerMismatchError: two tables were made with different tokenizers.
+        IncompleteTableError: a directory holds no committed table.
+    """
+    manifests = [read_manifest(directory) for directory, _ in sources]
+    for (directory, _), manifest in zip(sources[1:], manifests[1:], strict=True):
+        check_digest(manifests[0].facts["tokenizer_digest"], manifest.facts["tokenizer_digest"], str(directory))
+    pairs = zip(sources, manifests, strict=True)
+    return [ShardSet(directory, manifest.facts["shards"], weight) for (directory, weight), manifest in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStream:
+    """The batches of a run. Small, since every task gets a copy: 16 bytes for a row group, none for a row.
+
+    User ids mean the same user in all sources. Item ids are one source's own, and so are the groups in which samples
+    are contrasted: a negative of another source could be told by its source alone.
+
+    Attributes:
+        directories: of the sources.
+        shards: shard of each row group, in the plan's numbering, int32 (R,).
+        numbers: its number within the shard, int32 (R,).
         views: which samples.
         augment: what is seen of them.
-        plan: the order.
-        world_size: number of workers; divides the global batch.
-        start_step: first step that is still to be taken.
+        plan: their order.
     """
-    # A dataset keeps the context that it was made in; other datasets of this process must not get these settings.
-    context = DataContext.get_current().copy()
-    context.target_max_block_size = 1
-    context.execution_options.preserve_order = True
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    windows = plan.windows(start_step)
-    row_groups = [(shard, number) for shard, number, _ in manifest_row_groups(shards)]
 
-    def prepare(rows: Any) -> Iterator[Any]:
-        epoch, index = windows[int(rows["id"][0])]
-        yield from window_batches(
-            directory, row_groups, views, augment, plan, plan.window(epoch, index), world_size, start_step
+    directories: tuple[Path, ...]
+    shards: np.ndarray
+    numbers: np.ndarray
+    views: ViewConfig
+    augment: AugmentConfig
+    plan: Plan
+
+    def dataset(self, world_size: int, start_step: int = 0) -> Dataset:
+        """Batches of steps [start_step, plan.num_steps) for all workers, as one dataset over all remaining epochs.
+
+        Args:
+            world_size: number of workers, at most the global batch size; rank r gets samples
+                [r * G // world_size, (r + 1) * G // world_size) of every global batch.
+            start_step: first step that is still to be taken.
+
+        Raises:
+            ValueError: some workers would get no sample.
+        """
+        if not 1 <= world_size <= self.plan.global_batch_size:
+            raise ValueError(
+                f"{world_size} workers cannot share a global batch of {self.plan.global_batch_size} users: every "
+                "worker needs one, lower workers.num_workers or raise pretrain.global_batch_size"
+            )
+        # A dataset keeps the context that it was made in; other datasets of this process must not get these settings.
+        context = DataContext.get_current().copy()
+        context.target_max_block_size = 1
+        context.execution_options.preserve_order = True
+        context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+        windows = self.plan.windows(start_step)
+
+        def prepare(rows: Any) -> Iterator[Any]:
+            yield from self.window_batches(windows[int(rows["id"][0])], world_size, start_step)
+
+        with DataContext.current(context):
+            return ray.data.range(len(windows), override_num_blocks=len(windows)).map_batches(prepare, batch_size=1)
+
+    def batches(self, start_step: int = 0) -> Iterator[UserBatch]:
+        """The same batches for a single worker, prepared in this process; needs no Ray cluster."""
+        for window in self.plan.windows(start_step):
+            for table in self.window_batches(window, 1, start_step):
+                yield from_table(table)
+
+    def window_batches(self, window: int, world_size: int, start_step: int) -> Iterator[pa.Table]:
+        """One-row tables of those steps of a window that are due, ordered by (step, rank).
+
+        What is random is drawn for the global batch, before it is cut for the workers: it does not depend on their
+        number.
+        """
+        plan, size = self.plan, self.plan.global_batch_size
+        row_groups, numbers = plan.samples(window)
+        needed = np.unique(row_groups)
+        sources = np.searchsorted(plan.first_row_groups, needed, side="right") - 1
+        group, first_users = merge_row_groups(
+            [self._read(int(index), int(source)) for index, source in zip(needed, sources, strict=True)]
         )
+        samples = self._samples(group, first_users, sources)
+        # Samples stand in user order, so those of one row group are consecutive.
+        first_samples = np.searchsorted(samples.users, first_users)
+        order = first_samples[np.searchsorted(needed, row_groups)] + numbers
+        first_step = window * plan.window_steps
+        for step in range(max(start_step, first_step), min(plan.num_steps, first_step + plan.window_steps)):
+            global_samples = samples.take(order[(step - first_step) * size :][:size])
+            events = draw_events(global_samples, self.augment, plan.rng(step))
+            drop = self.augment.token_drop
+            token_filter = partial(drop_tokens, probability=drop, seed=step) if drop else None
+            for rank in range(world_size):
+                start, stop = rank * size // world_size, (rank + 1) * size // world_size
+                mine = global_samples.take(np.arange(start, stop))
+                yield to_table(build_batch(group, mine, events.of_users(start, stop), step, token_filter))
 
-    with DataContext.current(context):
-        return ray.data.range(len(windows), override_num_blocks=len(windows)).map_batches(prepare, batch_size=1)
+    def _read(self, index: int, source: int) -> RowGroup:
+        group = read_row_group(self.directories[source], int(self.shards[index]), int(self.numbers[index]))
+        if source == 0:
+            return group
+        return replace(group, item_ids=pc.binary_join_element_wise(f"source {source}", group.item_ids, ":"))
+
+    def _samples(self, group: RowGroup, first_users: np.ndarray, sources: np.ndarray) -> Samples:
+        """All samples of merged row groups; `first_users` and `sources` are those of the parts."""
+        samples = list_samples(group, self.views.kinds, "train")
+        source = sources[np.searchsorted(first_users, samples.users, side="right") - 1]
+        return replace(samples, service_pairs=samples.service_pairs + PAIR_BASE**2 * source)
 
 
-def local_batches(
-    directory: Path,
-    shards: list[dict[str, Any]],
+def open_stream(
+    sets: Sequence[ShardSet],
     views: ViewConfig,
     augment: AugmentConfig,
-    plan: Plan,
-    start_step: int = 0,
-) -> Iterator[UserBatch]:
-    """The same batches for a single worker, prepared in this process; needs no Ray."""
-    row_groups = [(shard, number) for shard, number, _ in manifest_row_groups(shards)]
-    for epoch, index in plan.windows(start_step):
-        window = plan.window(epoch, index)
-        for table in window_batches(directory, row_groups, views, augment, plan, window, 1, start_step):
-            yield from_table(table)
+    global_batch_size: int,
+    seed: int,
+    num_steps: int,
+) -> TrainingStream:
+    """The stream of a run over the training samples of one or several tables, mixed by their weights.
+
+    Raises:
+        ValueError: a table has too few samples for its share of a global batch.
+    """
+    counts = tuple(
+        np.fromiter((_num_samples(group, views) for shard in s.shards for group in shard["row_groups"]), dtype=np.int64)
+        for s in sets
+    )
+    shards = [shard for s in sets for shard in s.shards]
+    sizes = np.array([len(shard["row_groups"]) for shard in shards], dtype=np.int64)
+    return TrainingStream(
+        directories=tuple(s.directory for s in sets),
+        shards=np.repeat(np.array([shard["shard"] for shard in shards], dtype=np.int32), sizes),
+        numbers=gather_ranges(np.zeros_like(sizes), sizes)[0].astype(np.int32),
+        views=views,
+        augment=augment,
+        plan=Plan(counts, tuple(s.weight for s in sets), global_batch_size, seed, num_steps),
+    )
+
+
+def _num_samples(row_group: dict[str, Any], views: ViewConfig) -> int:
+    return sum(row_group["samples"]["train"][kind] for kind in views.kinds)
 
 
 def execution_options() -> ExecutionOptions:
@@ -97,39 +201,3 @@ def execution_options() -> ExecutionOptions:
     options = ExecutionOptions()
     options.preserve_order = True
     return options
-
-
-def window_batches(
-    directory: Path,
-    row_groups: list[tuple[int, int]],
-    views: ViewConfig,
-    augment: AugmentConfig,
-    plan: Plan,
-    window: Window,
-    world_size: int,
-    start_step: int,
-) -> Iterator[pa.Table]:
-    """One-row tables of a window, ordered by (step, rank).
-
-    What is random is drawn for the global batch, before it is cut for the workers: it does not depend on their number.
-    """
-    group_of_sample, number_of_sample = plan.samples(window)
-    needed = np.unique(group_of_sample)
-    group, first_users = merge_row_groups([read_row_group(directory, *row_groups[index]) for index in needed])
-    samples = list_samples(group, views.kinds, "train")
-    # Samples stand in user order, so those of one row group are consecutive.
-    first_samples = np.searchsorted(samples.users, first_users)
-    order = first_samples[np.searchsorted(needed, group_of_sample)] + number_of_sample
-    rng = np.random.default_rng([plan.seed, window.epoch, window.index, 1])
-    for local_step in range(window.num_steps):
-        step = window.first_step + local_step
-        global_samples: Samples = samples.take(order[local_step * plan.global_batch_size :][: plan.global_batch_size])
-        events = draw_events(global_samples, augment, rng)
-        if not start_step <= step < plan.num_steps:
-            continue
-        size = plan.global_batch_size // world_size
-        token_filter = partial(drop_tokens, probability=augment.token_drop, seed=step) if augment.token_drop else None
-        for rank in range(world_size):
-            start, stop = rank * size, (rank + 1) * size
-            mine = global_samples.take(np.arange(start, stop))
-            yield to_table(build_batch(group, mine, events.of_users(start, stop), step, token_filter))

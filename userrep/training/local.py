@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from userrep.data.stream import local_batches, make_plan
+from userrep.data.stream import open_stream, read_shard_sets
 from userrep.data.tokenizer import read_idf
 from userrep.manifest import read_manifest
 from userrep.models.bag_of_tokens import BagOfTokens
@@ -50,10 +50,16 @@ def _train(
     num_steps: int,
     progress: Progress,
 ) -> None:
-    facts = read_manifest(shards).facts
-    plan = make_plan(facts["shards"], config.views, config.global_batch_size, config.seed, num_steps)
+    stream = open_stream(
+        read_shard_sets([(shards, 1.0)]),
+        config.views,
+        config.augment,
+        config.global_batch_size,
+        config.seed,
+        num_steps,
+    )
     state = TrainState(model=model, optimizer=build_optimizer(model, optim))
     objective = ClueObjective(model, loss=config.loss)
-    for batch in local_batches(shards, facts["shards"], config.views, config.augment, plan):
+    for batch in stream.batches():
         train_step(objective, state, batch, optim, num_steps)
         progress(state.step, num_steps, state.samples_seen)
