@@ -99,24 +99,32 @@ def test_equals_the_whole_matrix(form: str, dtype: torch.dtype, size: int, scale
             assert_close(actual[name], expected[name], TOLERANCE[dtype])
 
 
-def _rank_gradients(rank: int, world_size: int, cases: list[tuple[str, torch.dtype, int]]) -> list[Any]:
+def _rank_gradients(rank: int, cases: list[tuple[str, torch.dtype, tuple[int, ...]]]) -> list[Any]:
     results = []
-    for form, dtype, size in cases:
-        keys, groups = some_keys(size)
-        anchor, positive, log_scale, bias = (value.to(dtype) for value in draw(size, 20.0))
-        mine = slice(rank * size // world_size, (rank + 1) * size // world_size)
+    for form, dtype, rows in cases:
+        keys, groups = some_keys(sum(rows))
+        anchor, positive, log_scale, bias = (value.to(dtype) for value in draw(sum(rows), 20.0))
+        mine = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
         loss = tiled(form, tuple(key[mine] for key in keys), groups[mine], 100)
         results.append(gradients(loss, anchor[mine], positive[mine], log_scale, bias))
     return results
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_workers_give_the_gradient_of_the_global_batch(world_size: int) -> None:
-    cases = [(form, dtype, size) for form in ORACLES for dtype in TOLERANCE for size in (8, 364, 4096)]
-    by_rank = run_ranks(_rank_gradients, world_size, world_size, cases)
-    for (form, dtype, size), *parts in zip(cases, *by_rank, strict=True):
-        keys, groups = some_keys(size)
-        expected = gradients(lambda *v, f=form, k=keys, g=groups: ORACLES[f](*v, k, g), *draw(size, 20.0))
+ROWS_OF_RANKS = (
+    [(4, 4), (182, 182), (2048, 2048), (1, 6)],
+    [(3, 4, 3), (1, 8, 1), (121, 121, 122), (700, 1, 300)],
+    [(2, 2, 2, 2), (91, 91, 91, 91), (1024, 1024, 1024, 1024)],
+)
+
+
+@pytest.mark.parametrize("rows_of_ranks", ROWS_OF_RANKS, ids=lambda rows: f"{len(rows[0])} workers")
+def test_workers_give_the_gradient_of_the_global_batch(rows_of_ranks: list[tuple[int, ...]]) -> None:
+    world_size = len(rows_of_ranks[0])
+    cases = [(form, dtype, rows) for form in ORACLES for dtype in TOLERANCE for rows in rows_of_ranks]
+    by_rank = run_ranks(_rank_gradients, world_size, cases)
+    for (form, dtype, rows), *parts in zip(cases, *by_rank, strict=True):
+        keys, groups = some_keys(sum(rows))
+        expected = gradients(lambda *v, f=form, k=keys, g=groups: ORACLES[f](*v, k, g), *draw(sum(rows), 20.0))
         # Data parallelism averages over ranks; a rank's input rows get their gradient from that rank alone.
         merged = {name: torch.stack([part[name] for part in parts]).mean(0) for name in ("loss", "log_scale", "bias")}
         merged |= {name: torch.cat([part[name] for part in parts]) / world_size for name in ("anchor", "positive")}

@@ -45,7 +45,7 @@ def test_every_named_config_says_how_it_is_run() -> None:
         (["pretrain.num_steps=0"], "greater than or equal to 1"),
         (["pretrain"], "not of the form key.subkey=value"),
         (["pretrain.num_steps.x=1"], "none .it is a plain value"),
-        (["workers.num_workers=3"], r"512 does not divide.*510 or 513 users, .* numbers of workers: 1, 2, 4$"),
+        (["workers.num_workers=3"], r"128 does not divide.*126 or 129 users, .* numbers of workers: 1, 2, 4$"),
         (["pretrain.views.kinds=[mixed]"], r"mixed.*training"),
     ],
 )

@@ -167,7 +167,7 @@ def test_chunks_fit_the_budget() -> None:
 
 
 def test_a_budget_too_small_for_anything_still_works() -> None:
-    model = Clue(ClueConfig(dim=2048, num_heads=2, item_layers=8, service_layers=8, mlp_ratio=8), VOCAB).to("meta")
+    model = Clue(ClueConfig(dim=64), VOCAB)
     planner = MemoryPlanner(model, MemoryConfig(budget_mib=64))
     planner.bytes_per_position, planner._largest_per_position = 1e9, 1e8
     assert planner.plan(batch()) == ChunkPlan(1, 2)

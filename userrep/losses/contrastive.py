@@ -47,7 +47,7 @@ def info_nce(
     Differs: `negatives` may leave pairs out; the clip of the temperature acts on its logarithm.
 
     Args:
-        anchor_BD: L2-normalised views, the same B on every worker.
+        anchor_BD: L2-normalised views; B may differ between workers.
         positive_BD: L2-normalised other views of the same users.
         logit_scale: scalar log of the inverse temperature; used as min(exp(logit_scale), 100).
         negatives: which pairs are contrasted.
@@ -97,7 +97,7 @@ def _run(
 ) -> torch.Tensor:
     dtype = torch.float64 if anchor_BD.dtype == torch.float64 else torch.float32
     with torch.autocast(anchor_BD.device.type, enabled=False):
-        anchor_BD, positive_GD = anchor_BD.to(dtype), all_gather(positive_BD.to(dtype))
+        anchor_BD, positive_GD = anchor_BD.to(dtype), all_gather(positive_BD.to(dtype), negatives.sizes)
         if negatives.num_groups > 1:
             anchor_BD, positive_GD = anchor_BD[negatives.row_order], positive_GD[negatives.column_order]
         return loss.apply(anchor_BD, positive_GD, *scalars, negatives, tile_size)

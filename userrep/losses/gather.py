@@ -21,33 +21,31 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def all_gather(rows: torch.Tensor) -> torch.Tensor:
-    """Concatenates equally shaped tensors of all ranks along dimension 0, in rank order, with gradient.
+def gather_sizes(num_rows: int, device: torch.device | None = None) -> tuple[int, ...]:
+    """How many rows every rank has, in rank order. A collective."""
+    return tuple(all_gather(torch.tensor([num_rows], device=device)).tolist())
+
+
+def all_gather(rows: torch.Tensor, sizes: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Concatenates tensors of all ranks along dimension 0, in rank order, with gradient.
 
     A collective: every rank must call it equally often, in the same order.
 
     Args:
-        rows: (B, ...), the same shape on every rank.
+        rows: (B, ...), the same shape on every rank but for B.
+        sizes: B of every rank, as `gather_sizes` gives it; default: the same on every rank.
 
     Returns:
-        (W * B, ...); its backward gives each rank the sum over ranks of the gradients of its rows.
+        (sum of B, ...); its backward gives each rank the sum over ranks of the gradients of its rows.
     """
     if world_size() == 1:
         return rows
-    return _AllGather.apply(rows)
+    return _AllGather.apply(rows, sizes or (len(rows),) * world_size())
 
 
 def all_gather_uneven(rows: torch.Tensor) -> torch.Tensor:
     """Concatenates tensors whose first dimensions differ between ranks, in rank order, without gradient."""
-    if world_size() == 1:
-        return rows
-    sizes = torch.tensor([len(rows) if r == rank() else 0 for r in range(world_size())], device=rows.device)
-    dist.all_reduce(sizes)
-    padded = rows.new_zeros((int(sizes.max()), *rows.shape[1:]))
-    padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+    return all_gather(rows.detach(), gather_sizes(len(rows), rows.device))
 
 
 def sum_over_ranks(values: torch.Tensor) -> None:
@@ -58,15 +56,19 @@ def sum_over_ranks(values: torch.Tensor) -> None:
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        ctx.num_rows = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+        ctx.sizes = sizes
+        # gloo gathers nothing but equal shapes, so the shorter ones are padded.
+        missing = max(sizes) - len(rows)
+        padded = torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows.contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore
         # all-reduce + slice instead of reduce-scatter, which gloo lacks; W times the traffic, the same sum.
         total = grads[0].contiguous().clone()
         sum_over_ranks(total)
-        return total[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]], None

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import torch
 
-from userrep.losses.gather import all_gather, rank, world_size
+from userrep.losses.gather import all_gather, gather_sizes, rank
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Negatives:
     """The pairs of this worker's anchors with the positives of all workers.
 
     Attributes:
+        sizes: rows of every worker, B of this one among them.
         row_order: this worker's rows sorted by group, (B,).
         column_order: rows of all workers sorted by group, (G,).
         num_groups: groups of the global batch.
@@ -74,6 +75,7 @@ class Negatives:
         mean_negatives: negatives of a row, mean over the global batch: G - 1 with one group and without equal keys.
     """
 
+    sizes: tuple[int, ...]
     row_order: torch.Tensor
     column_order: torch.Tensor
     num_groups: int
@@ -86,21 +88,23 @@ class Negatives:
         """Exchanges keys and groups with all workers. A collective.
 
         Args:
-            keys: at least one int64 (B,), the same B on every worker. Two rows that are equal in any of them are no
-                negatives of each other: the same user, the same positive item.
+            keys: at least one int64 (B,). Two rows that are equal in any of them are no negatives of each other: the
+                same user, the same positive item.
             groups_B: int64 (B,), the group of each row. Rows of different groups are no negatives of each other, and
                 the loss is the mean over groups, whatever their sizes. Default: all rows are one group.
         """
         if groups_B is None:
             groups_B = torch.zeros_like(keys[0])
-        table_GX = all_gather(torch.stack((groups_B, *keys), dim=1))
+        sizes = gather_sizes(len(groups_B), groups_B.device)
+        table_GX = all_gather(torch.stack((groups_B, *keys), dim=1), sizes)
         column_order = table_GX[:, 0].argsort(stable=True)
         sorted_GX = table_GX[column_order]
         return cls(
+            sizes=sizes,
             row_order=groups_B.argsort(stable=True),
             column_order=column_order,
             num_groups=len(table_GX[:, 0].unique()),
-            blocks=_blocks(table_GX[:, 0].view(world_size(), -1)),
+            blocks=_blocks(table_GX[:, 0], sizes),
             keys=sorted_GX[:, 1:].unbind(1),
             mean_negatives=_mean_negatives(sorted_GX),
         )
@@ -149,16 +153,16 @@ def _is_repeated(key_G: torch.Tensor) -> torch.Tensor:
     return (counts > 1)[inverse_G]
 
 
-def _blocks(groups_WB: torch.Tensor) -> tuple[Block, ...]:
-    """Blocks of this rank's rows; argument: the groups of all rows, (W, B)."""
-    groups, group_of_row = groups_WB.unique(return_inverse=True)
+def _blocks(groups_G: torch.Tensor, sizes: tuple[int, ...]) -> tuple[Block, ...]:
+    """Blocks of this rank's rows, from the groups of all rows and how many of these each rank has."""
+    groups, group_of_row = groups_G.unique(return_inverse=True)
     # counts_WK: rows of each group on each worker.
-    counts_WK = torch.nn.functional.one_hot(group_of_row, len(groups)).sum(dim=1).cpu()
-    sizes, own = counts_WK.sum(dim=0).tolist(), counts_WK[rank()].tolist()
+    counts_WK = torch.stack([part.bincount(minlength=len(groups)) for part in group_of_row.split(sizes)]).cpu()
+    group_sizes, own = counts_WK.sum(dim=0).tolist(), counts_WK[rank()].tolist()
     before = counts_WK[: rank()].sum(dim=0).tolist()
     blocks, row, column = [], 0, 0
-    for size, count, earlier in zip(sizes, own, before, strict=True):
-        weight = len(groups_WB) / (len(groups) * size)
+    for size, count, earlier in zip(group_sizes, own, before, strict=True):
+        weight = len(sizes) / (len(groups) * size)
         if count:
             blocks.append(Block(slice(row, row + count), slice(column, column + size), column + earlier, weight))
         row, column = row + count, column + size
@@ -167,11 +171,15 @@ def _blocks(groups_WB: torch.Tensor) -> tuple[Block, ...]:
 
 def _mean_negatives(sorted_GX: torch.Tensor) -> float:
     """Mean number of rows of the same group that differ in every key; columns: group, keys."""
-    num_keys = sorted_GX.shape[1] - 1
+    num_rows = len(sorted_GX)
+    group_G, *keys = (column_G.unique(return_inverse=True)[1] for column_G in sorted_GX.unbind(1))
     # Inclusion and exclusion: + pairs with an equal group, - those equal in one key too, + those equal in two, ...
     pairs = 0
-    for num_equal in range(num_keys + 1):
-        for chosen in combinations(range(1, num_keys + 1), num_equal):
-            counts = sorted_GX[:, [0, *chosen]].unique(dim=0, return_counts=True)[1]
+    for num_equal in range(len(keys) + 1):
+        for chosen in combinations(keys, num_equal):
+            code_G = group_G
+            for key_G in chosen:  # a number for each pair of numbers below num_rows; several times faster than rows
+                code_G = (code_G * num_rows + key_G).unique(return_inverse=True)[1]
+            counts = code_G.bincount()
             pairs += (-1) ** num_equal * int((counts * (counts - 1)).sum())
-    return pairs / len(sorted_GX)
+    return pairs / num_rows

@@ -1,8 +1,15 @@
-"""Checkpoints: safetensors + JSON, written aside, checksummed, committed by one rename. Never pickle."""
+"""Checkpoints: safetensors + JSON, written aside, fsynced, checksummed, committed by one rename. Never pickle.
+
+A checkpoint is a directory `step-00000123-attempt-0002`, which never changes. `state.json` is what is restored;
+`manifest.json` repeats it for readers, with the checksums of all other files.
+"""
 
 import json
+import math
+import os
 import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from userrep.manifest import (
+    FileEntry,
     IncompleteTableError,
     Manifest,
     describe_file,
@@ -18,40 +26,73 @@ from userrep.manifest import (
     verify_files,
     write_manifest,
 )
+from userrep.training.fence import Attempt
 from userrep.training.state import TrainState
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+BEST_METRIC = "val/recall_at_10"
 
 
 class CheckpointMismatchError(ValueError):
     """A checkpoint does not belong to the model that should be restored from it."""
 
 
-def save_checkpoint(
-    directory: Path, state: TrainState, config: dict[str, Any], metrics: dict[str, float], keep: int
+@dataclass
+class Snapshot:
+    """A copy of a state in this process's memory, which later steps do not change."""
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    progress: dict[str, Any]
+
+    @classmethod
+    def take(cls, state: TrainState, reuse: "Snapshot | None" = None) -> "Snapshot":
+        """Copies a state; into the memory of an earlier snapshot of the same run, if there is one."""
+        model, optimizer = state.model.state_dict(), _flatten_optimizer(state.optimizer)
+        return cls(
+            _copy(model, reuse.model if reuse else {}),
+            _copy(optimizer, reuse.optimizer if reuse else {}),
+            state.progress(),
+        )
+
+
+def write_checkpoint(
+    directory: Path, snapshot: Snapshot, config: dict[str, Any], metrics: dict[str, float], keep: int, attempt: Attempt
 ) -> Path:
-    """Commits `step-00000123/` under `directory`, then removes all but the newest `keep` and the best one.
+    """Commits a checkpoint under `directory`, then removes all but the newest `keep` and the best one.
 
     Args:
         directory: the run's checkpoint directory.
-        state: what to save.
+        snapshot: what to save.
         config: resolved config of the run, kept in the manifest.
-        metrics: must hold `val/recall_at_10`, by which the best checkpoint is known.
+        metrics: of the step; with `val/recall_at_10`, the checkpoint may be the best one.
         keep: newest checkpoints to retain, >= 1.
+        attempt: must be the newest one when the checkpoint is committed.
+
+    Raises:
+        StaleAttemptError: it is not; nothing was committed.
+        OSError: storage failed; nothing was committed.
     """
-    target = directory / f"step-{state.step:08d}"
+    target = directory / f"step-{snapshot.progress['step']:08d}-attempt-{attempt.number:04d}"
     with staged_directory(target) as staging:
-        save_file(_tensors(state.model.state_dict()), staging / MODEL_FILE)
-        save_file(_flatten_optimizer(state.optimizer), staging / OPTIMIZER_FILE)
-        (staging / STATE_FILE).write_text(json.dumps(state.progress()))
-        files = tuple(describe_file(staging, staging / name) for name in (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE))
-        facts = {**state.progress(), "metrics": metrics}
-        write_manifest(staging, Manifest(table="checkpoint", stage="pretrain", config=config, files=files, facts=facts))
-    best = best_checkpoint(directory)
+        save_file(snapshot.model, staging / MODEL_FILE)
+        save_file(snapshot.optimizer, staging / OPTIMIZER_FILE)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}  # NaN is no JSON
+        state = {**snapshot.progress, "metrics": finite, "config": config}
+        (staging / STATE_FILE).write_text(json.dumps(state))
+        names = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
+        for name in names:
+            _sync(staging / name)
+        write_manifest(staging, _manifest(state, tuple(describe_file(staging, staging / name) for name in names)))
+        _sync(staging)
+        attempt.check()
+    _sync(directory)
+    best = _best(list_checkpoints(directory))
     for old in list_checkpoints(directory)[:-keep]:
         if old != best:
+            attempt.check()
             shutil.rmtree(old)
     return target
 
@@ -60,12 +101,7 @@ def restore_checkpoint(checkpoint: Path, state: TrainState) -> None:
     """Loads a verified checkpoint into `state`, in place."""
     load_model(checkpoint / MODEL_FILE, state.model)
     _unflatten_optimizer(load_file(checkpoint / OPTIMIZER_FILE), state.optimizer)
-    progress = json.loads((checkpoint / STATE_FILE).read_text())
-    state.step, state.samples_seen, state.batch_hash = (
-        progress["step"],
-        progress["samples_seen"],
-        progress["batch_hash"],
-    )
+    state.set_progress(json.loads((checkpoint / STATE_FILE).read_text()))
 
 
 def load_model(path: Path, model: torch.nn.Module) -> None:
@@ -86,15 +122,22 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose files match their checksums; damaged ones are passed over with a warning."""
-    for checkpoint in reversed(list_checkpoints(directory)):
-        try:
-            verify_files(checkpoint, read_manifest(checkpoint))
-        except IncompleteTableError as error:
-            warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)
-            continue
-        return checkpoint
-    return None
+    """The newest checkpoint that is intact; damaged ones are passed over with a warning."""
+    return next((path for path in reversed(list_checkpoints(directory)) if _is_intact(path)), None)
+
+
+def recover_checkpoint(directory: Path) -> Path | None:
+    """As `latest_checkpoint`, and removes what is newer, and what killed attempts had not committed.
+
+    A damaged checkpoint would otherwise count among the newest that are kept, and push out the ones that replace it.
+    Call it when no other attempt may write.
+    """
+    latest = latest_checkpoint(directory)
+    checkpoints = list_checkpoints(directory)
+    damaged = checkpoints[checkpoints.index(latest) + 1 :] if latest else checkpoints
+    for path in [*damaged, *directory.glob(".step-*")]:
+        shutil.rmtree(path)
+    return latest
 
 
 def checkpoint_step(checkpoint: Path | None) -> int:
@@ -103,28 +146,68 @@ def checkpoint_step(checkpoint: Path | None) -> int:
 
 
 def best_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint with the highest validation recall at 10 (the newest of equals).
+    """The intact checkpoint with the highest validation recall at 10 (the newest of equals).
 
     Not the one with the lowest validation loss: where users are few, the loss rises with the confidence of the model
     long before retrieval stops getting better (pipelines/records/LOG.md, yelp2019).
     """
-    checkpoints = list_checkpoints(directory)
-    return max(
-        reversed(checkpoints), key=lambda path: read_manifest(path).facts["metrics"]["val/recall_at_10"], default=None
-    )
+    return _best([path for path in list_checkpoints(directory) if _is_intact(path)])
 
 
-def _tensors(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in values.items()}
+def _best(checkpoints: list[Path]) -> Path | None:
+    recalls = {path: recall for path in reversed(checkpoints) if (recall := _recall(path)) is not None}
+    return max(recalls, key=lambda path: recalls[path], default=None)
+
+
+def _recall(checkpoint: Path) -> float | None:
+    try:
+        return float(read_manifest(checkpoint).facts["metrics"][BEST_METRIC])
+    except (IncompleteTableError, KeyError, TypeError, ValueError):  # not validated, or damaged
+        return None
+
+
+def _is_intact(checkpoint: Path) -> bool:
+    try:
+        manifest = read_manifest(checkpoint)
+        verify_files(checkpoint, manifest)
+        # The manifest has no checksum of its own, but says nothing that a file with a checksum does not say.
+        if manifest != _manifest(json.loads((checkpoint / STATE_FILE).read_text()), manifest.files):
+            raise IncompleteTableError(f"{checkpoint}: its manifest and its {STATE_FILE} differ")
+    except IncompleteTableError as error:  # not OSError: what cannot be read now may be intact
+        warnings.warn(f"checkpoint passed over: {error}", stacklevel=3)
+        return False
+    return True
+
+
+def _manifest(state: dict[str, Any], files: tuple[FileEntry, ...]) -> Manifest:
+    facts = {name: value for name, value in state.items() if name != "config"}
+    return Manifest(table="checkpoint", stage="pretrain", config=state["config"], files=files, facts=facts)
+
+
+def _sync(path: Path) -> None:
+    """Returns when the disk has the file, or the entries of the directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _copy(values: dict[str, torch.Tensor], reuse: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    copies = {}
+    for name, value in values.items():
+        target = reuse.get(name)
+        if target is None:
+            target = torch.empty(value.shape, dtype=value.dtype)
+        copies[name] = target.copy_(value.detach())
+    return copies
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """State tensors as `index.name`; hyper-parameters are not state, they come from the config."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": torch.as_tensor(value).cpu()
-        for index, entry in state.items()
-        for name, value in entry.items()
+        f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
     }
 
 
@@ -132,5 +215,6 @@ def _unflatten_optimizer(tensors: dict[str, torch.Tensor], optimizer: torch.opti
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        # Not the mapped file itself, whose content would change under the run where the file is damaged.
+        state.setdefault(int(index), {})[name] = tensor.clone()
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

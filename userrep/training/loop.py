@@ -1,109 +1,57 @@
-"""The training loop on Ray Train: restore, iterate, step, validate, checkpoint. Only here is Ray Train known."""
+"""The training loop on Ray Train: restore, iterate, step, validate, record. Ray Train is known here, and to preflight.
 
+Nothing is reported to Ray Train: a report is a barrier that takes two seconds, and what it would keep (checkpoints,
+metrics) is in the run directory, where a run continues whatever has become of its cluster.
+"""
+
+import faulthandler
 import logging
 import os
 import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
+import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from pydantic import Field, model_validator
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from userrep.config import Config, ConfigError
-from userrep.data.augment import AugmentConfig
-from userrep.data.batch import from_table
-from userrep.data.pool import load_pool
-from userrep.data.stream import execution_options, make_plan, stream_dataset
+from userrep.data.batch import UserBatch, from_table
+from userrep.data.pool import Pool, load_pool
+from userrep.data.stream import ShardSet, TrainingStream, execution_options, open_stream
 from userrep.data.tokenizer import read_idf
-from userrep.data.views import ViewConfig
+from userrep.losses.gather import rank, world_size
 from userrep.manifest import Manifest, read_manifest
-from userrep.models.clue import Clue, ClueConfig
-from userrep.training.checkpoint import checkpoint_step, latest_checkpoint, restore_checkpoint, save_checkpoint
-from userrep.training.encoding import MemoryConfig
-from userrep.training.objective import ClueObjective, LossConfig, Precision
-from userrep.training.optim import OptimConfig, build_optimizer
-from userrep.training.state import TrainState, train_step
-from userrep.training.tracking import MetricSpool
+from userrep.models.clue import Clue, count_parameters
+from userrep.training.checkpoint import checkpoint_step, latest_checkpoint, recover_checkpoint, restore_checkpoint
+from userrep.training.fence import StaleAttemptError, current_attempt, patiently, start_attempt, take_over
+from userrep.training.objective import ClueObjective
+from userrep.training.optim import build_optimizer
+from userrep.training.preflight import check_disk, check_memory, check_storage, inspect_nodes, reserved_cpus
+from userrep.training.recorder import Recorder, write_evidence
+from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides
+from userrep.training.state import NonFiniteLossError, TrainState, train_step
+from userrep.training.tracking import SPOOL_NAME
 from userrep.training.validation import validate
 
 logger = logging.getLogger("ray.train.userrep")  # below Ray Train's logger, which writes to the run's log files
 
 CHECKPOINTS = "checkpoints"
-SPOOL_NAME = "metrics.jsonl"
-COLLECTIVE_TIMEOUT_S = 300  # a rank that is gone becomes an error instead of a hang
 PREFETCH_BATCHES = 4
+PREEMPTION_INTERVAL_S = 5.0  # between looks for a notice; Ray's own watcher looks as often
+START_TIMEOUT_S = 300  # until all workers have taken a step: imports, restoring, the start of Ray Data
+STALL_FACTOR = 15
 
 
 class TrainingError(RuntimeError):
     """A worker failed, again and again; the message names the first worker's exception."""
-
-
-class PretrainConfig(Config):
-    """One pretraining run."""
-
-    model: ClueConfig = ClueConfig()
-    views: ViewConfig = ViewConfig()
-    augment: AugmentConfig = AugmentConfig()
-    loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
-    global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
-    num_steps: int = Field(default=300, ge=1)
-    validate_every: int = Field(default=50, ge=1)  # steps between validations, each of which commits a checkpoint
-    pool_size: int = Field(default=1000, ge=2)  # held-out users of a validation
-    keep_checkpoints: int = Field(default=2, ge=1)  # newest ones; the best one is kept as well
-    precision: Precision = "float32"  # of the encoder's matrix products; weights and loss are float32
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _mixed_views_are_cut_at_random(self) -> Self:
-        if "mixed" in self.views.kinds and (self.views.kinds[0] == "mixed" or self.augment.cut != "random"):
-            raise ValueError(
-                "`mixed` views are for training: put another kind first in views.kinds, set augment.cut=random"
-            )
-        return self
-
-
-class WorkersConfig(Config):
-    """Where a run is executed. No part of a run's identity: the result does not depend on it."""
-
-    num_workers: int = Field(default=1, ge=1)
-    threads: int = Field(default=0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
-    use_gpu: bool = False
-    memory: MemoryConfig = MemoryConfig()
-    max_failures: int = Field(default=3, ge=-1)  # worker-group restarts from the last checkpoint
-
-
-def check_batch_divides(config: PretrainConfig, workers: WorkersConfig) -> None:
-    """Refuses a global batch that cannot be dealt evenly, before anything starts.
-
-    Raises:
-        ConfigError: with the batch sizes and numbers of workers that would work.
-    """
-    size, count = config.global_batch_size, workers.num_workers
-    if size % count:
-        sizes = " or ".join(str(n * count) for n in (size // count, size // count + 1) if n * count >= 2)
-        counts = ", ".join(str(n) for n in range(1, 2 * count + 1) if size % n == 0)
-        raise ConfigError(
-            f"pretrain.global_batch_size={size} does not divide over workers.num_workers={count}: "
-            f"use a batch of {sizes} users, or one of these numbers of workers: {counts}"
-        )
-
-
-def reserved_cpus(workers: WorkersConfig, cluster_cpus: float) -> float:
-    """CPUs to reserve for each worker, which leave one for Ray Data.
-
-    Raises:
-        ConfigError: the cluster has no CPU for Ray Data.
-    """
-    if cluster_cpus < 2:
-        raise ConfigError(
-            f"the Ray cluster has {cluster_cpus:g} CPU, and training and its input need one each: give it 2"
-        )
-    return min(1.0, (cluster_cpus - 1) / workers.num_workers)
 
 
 def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersConfig) -> None:
@@ -117,78 +65,168 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
 
     Raises:
         ConfigError: the run cannot start here.
+        StaleAttemptError: another call of this function has taken the run over.
         TrainingError: it started and failed; what it reached stays in its last checkpoint.
     """
     check_batch_divides(config, workers)
+    if checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS)) == config.num_steps:
+        return
     manifest = read_manifest(shards)
-    plan = make_plan(manifest.facts["shards"], config.views, config.global_batch_size, config.seed, config.num_steps)
-    cpus = reserved_cpus(workers, ray.cluster_resources().get("CPU", 0))
+    stream = open_stream(
+        [ShardSet(shards, manifest.facts["shards"])],
+        config.views,
+        config.augment,
+        config.global_batch_size,
+        config.seed,
+        config.num_steps,
+    )
+    cpus = _preflight(shards, run_dir, config, workers, manifest)
+    job = uuid.uuid4().hex
+    patiently(lambda: take_over(run_dir, job))
+    for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"):
+        os.environ[name] = str(workers.timeout_s)  # Ray Train has no arguments for them
+    settings = {
+        "shards": str(shards),
+        "run_dir": str(run_dir),
+        "job": job,
+        "config": config.model_dump(mode="json"),
+        "workers": workers.model_dump(mode="json"),
+    }
+    trainer = _make_trainer(settings, run_dir, workers, stream, cpus)
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explain(error) from error
+    if result.return_value is not None:
+        raise TrainingError(str(result.return_value))
 
-    def remaining() -> ray.data.Dataset:
-        # Called at every start of the worker group; the workers restore the same checkpoint, nobody writes in between.
-        step = checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS))
-        return stream_dataset(
-            shards, manifest.facts["shards"], config.views, config.augment, plan, workers.num_workers, step
-        )
 
-    trainer = ray.train.torch.TorchTrainer(
+def _explain(error: Exception) -> Exception:
+    """What a failure of Ray Train means to the caller of `train`."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        failures = [(f"worker {rank_} failed", cause) for rank_, cause in sorted(error.worker_failures.items())]
+    else:
+        failures = [("the workers could not be started", getattr(error, "controller_failure", error))]
+    stale = [cause for _, cause in failures if isinstance(cause, StaleAttemptError)]
+    return stale[0] if stale else TrainingError("{}: {}".format(*failures[0]))
+
+
+def _make_trainer(
+    settings: dict[str, Any], run_dir: Path, workers: WorkersConfig, stream: TrainingStream, cpus: float
+) -> ray.train.torch.TorchTrainer:
+    return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={
-            "shards": str(shards),
-            "run_dir": str(run_dir),
-            "config": config.model_dump(mode="json"),
-            "threads": workers.threads,
-            "memory": workers.memory.model_dump(mode="json"),
-        },
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker={"CPU": cpus}
         ),
-        torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        # A name of its own for every attempt: Ray Train must not restore anything, the run's own checkpoints do.
+        torch_config=ray.train.torch.TorchConfig(timeout_s=START_TIMEOUT_S),
+        # A name of its own for every call: Ray Train must not restore anything, the run's own checkpoints do.
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
-        datasets={"train": remaining},
-        dataset_config=DataConfig(datasets_to_split=["train"], execution_options=execution_options()),
+        datasets={"train": cast(Any, partial(_start_group, run_dir, settings["job"]))},
+        dataset_config=_Dealer(stream),
     )
+
+
+def _preflight(
+    shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersConfig, manifest: Manifest
+) -> float:
+    """Refuses what cannot run here. Returns the CPUs that each worker reserves."""
+    fewest, most = workers.bounds
+    cpus = reserved_cpus(most, ray.cluster_resources().get("CPU", 0))
+    with torch.device("meta"):
+        num_parameters = count_parameters(Clue(config.model, manifest.facts["vocab_size"]))["total"]
+    nodes = inspect_nodes(run_dir, shards)
+    check_storage(run_dir, shards, nodes)
+    check_memory(num_parameters, workers.memory.budget_mib, fewest, nodes, workers.use_gpu)
+    check_disk(num_parameters, config.keep_checkpoints, run_dir)
+    return cpus
+
+
+def _start_group(run_dir: Path, job: str) -> int:
+    """Starts an attempt. Ray Train's controller calls it before every start of a worker group.
+
+    Returns:
+        The step at which the attempt starts.
+    """
+    # Read by the controller, in whose process this runs: a worker that is lost cannot leave its process group in order.
+    os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
+    checkpoints = run_dir / CHECKPOINTS
+
+    def choose_checkpoint() -> str | None:
+        found = recover_checkpoint(checkpoints)
+        return found.name if found else None
+
+    attempt = patiently(lambda: start_attempt(run_dir, job, choose_checkpoint))
+    return checkpoint_step(checkpoints / attempt.checkpoint if attempt.checkpoint else None)
+
+
+class _Dealer(DataConfig):
+    """Deals a stream to as many workers as a group has: Ray Train tells their number nowhere else in time."""
+
+    def __init__(self, stream: TrainingStream) -> None:
+        super().__init__(datasets_to_split=["train"], execution_options=execution_options())
+        self._stream = stream
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """Called once per start of a worker group; what `_start_group` returned stands in the place of a dataset."""
+        dataset = self._stream.dataset(world_size, start_step=datasets["train"])
+        return super().configure({"train": dataset}, world_size, worker_handles, worker_node_ids, **kwargs)
+
+
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """What every worker runs. Returns why the run has to end, where starting again could not help; None: it is done."""
+    _end_after(START_TIMEOUT_S)
     try:
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        rank_, cause = min(error.worker_failures.items())
-        raise TrainingError(f"worker {rank_} failed: {cause}") from error
+        return _work(settings)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """What every worker runs."""
-    config = PretrainConfig.parse(settings["config"])
+def _work(settings: dict[str, Any]) -> str | None:
+    config, workers = PretrainConfig.parse(settings["config"]), WorkersConfig.parse(settings["workers"])
     shards, run_dir = Path(settings["shards"]), Path(settings["run_dir"])
-    context = ray.train.get_context()
-    torch.set_num_threads(settings["threads"] or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    attempt = current_attempt(run_dir, settings["job"])
+    local_workers = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
     manifest = read_manifest(shards)
     state = build_state(config, manifest, shards)
-    if (checkpoint := latest_checkpoint(run_dir / CHECKPOINTS)) is not None:
-        restore_checkpoint(checkpoint, state)
-    memory = MemoryConfig.parse(settings["memory"])
-    clue = ClueObjective(state.model, config.optim.bag_steps, config.loss, memory, config.precision)
+    if attempt.checkpoint is not None:
+        restore_checkpoint(run_dir / CHECKPOINTS / attempt.checkpoint, state)
+    if state.step == config.num_steps:  # the attempt before was lost after its last checkpoint
+        return None
+    pool = load_pool(shards, manifest.facts["shards"], config.views, "validation", config.pool_size)
+    recorder = None
+    if rank() == 0:
+        checkpoints, spool = run_dir / CHECKPOINTS, run_dir / SPOOL_NAME
+        recorder = Recorder(attempt, checkpoints, spool, settings["config"], config.keep_checkpoints, state.step)
+    try:
+        _take_steps(config, workers, state, pool, recorder)
+    except NonFiniteLossError as error:  # the same steps would lead to it again
+        return f"{error}. What is known is in {write_evidence(attempt, error)}"
+    finally:
+        if recorder is not None:
+            recorder.close()
+
+
+def _take_steps(
+    config: PretrainConfig, workers: WorkersConfig, state: TrainState, pool: Pool, recorder: Recorder | None
+) -> None:
+    clue = ClueObjective(state.model, config.optim.bag_steps, config.loss, workers.memory, config.precision)
     objective = ray.train.torch.prepare_model(
         clue,
         # Blocks that the first steps leave out have no gradient there.
         parallel_strategy_kwargs={"find_unused_parameters": config.optim.bag_steps > 0},
     )
-    pool = load_pool(shards, manifest.facts["shards"], config.views, "validation", config.pool_size)
-    spool = MetricSpool(run_dir / SPOOL_NAME) if context.get_world_rank() == 0 else None
-
-    stream = cast(ray.data.DataIterator, ray.train.get_dataset_shard("train"))
-    batches = stream.iter_batches(
-        batch_size=cast(int, None),  # whole blocks; Ray's annotation has forgotten its own None
-        batch_format="pyarrow",
-        prefetch_batches=PREFETCH_BATCHES,
-    )
-    waiting_since, is_first = time.perf_counter(), True
-    for table in batches:
-        batch = from_table(table)
+    is_first, notice = True, _Notice()
+    waiting_since = time.perf_counter()
+    for batch in _batches():
         if batch.step != state.step:
             raise RuntimeError(f"the stream delivered step {batch.step} where step {state.step} is due")
         started = time.perf_counter()
@@ -196,24 +234,65 @@ def train_worker(settings: dict[str, Any]) -> None:
         ended = time.perf_counter()
         if is_first:
             logger.info("%s, chunks of %d", clue.describe(), metrics["train/chunk_size"])
+            if world_size() > 1:
+                _set_pg_timeout(timedelta(seconds=workers.timeout_s))
             is_first = False
+        _end_after(STALL_FACTOR * workers.timeout_s)
         metrics["time/input_wait_s"] = started - waiting_since
         metrics["time/step_s"] = ended - started
         for what in ("users", "tokens"):
             metrics[f"train/{what}_per_s"] = metrics.pop(f"train/{what}") / (ended - started)
-        is_last = state.step == config.num_steps
-        if is_last or state.step % config.validate_every == 0:
+        if state.step == config.num_steps or state.step % config.validate_every == 0:
             metrics |= validate(state.model, pool)
-            if spool is not None:
-                save_checkpoint(run_dir / CHECKPOINTS, state, settings["config"], metrics, config.keep_checkpoints)
-            ray.train.report({"step": state.step, "val_loss": metrics["val/loss"]})
-        if spool is not None:
-            spool.write(state.step, int(time.time() * 1000), metrics, is_durable="val/loss" in metrics)
+        is_new_notice = notice.look(state.time_s)
+        if recorder is not None:
+            recorder.record(state, metrics, is_urgent=is_new_notice)
         waiting_since = time.perf_counter()
+    if state.step != config.num_steps:
+        raise RuntimeError(f"the stream ended after step {state.step} of {config.num_steps}")
+    if recorder is not None:
+        recorder.finish()
+
+
+def _batches() -> Iterator[UserBatch]:
+    """This worker's part of the global batches, step by step."""
+    stream = cast(ray.data.DataIterator, ray.train.get_dataset_shard("train"))
+    blocks = stream.iter_batches(
+        batch_size=cast(int, None),  # whole blocks; Ray's annotation has forgotten its own None
+        batch_format="pyarrow",
+        prefetch_batches=PREFETCH_BATCHES,
+    )
+    for table in blocks:
+        yield from_table(cast(pa.Table, table))
+
+
+class _Notice:
+    """Looks from time to time whether a node of the workers is about to be taken away."""
+
+    def __init__(self) -> None:
+        self._last_look_s = 0.0
+        self._known: ray.train.PreemptionInfo | None = None
+
+    def look(self, time_s: float) -> bool:
+        """Whether there is news. A collective, so its argument is a time that all workers agree on."""
+        if time_s - self._last_look_s < PREEMPTION_INTERVAL_S:
+            return False
+        self._last_look_s, before = time_s, self._known
+        self._known = ray.train.get_preemption_info()
+        if self._known is None or self._known == before:
+            return False
+        logger.warning("ranks %s are about to be taken away: saving a checkpoint", self._known.preempted_ranks)
+        return True
+
+
+def _end_after(seconds: float) -> None:
+    """Ends this process with all its stacks in the log, unless it is called again before."""
+    # In C, so it also works where Python does not get to run; 2 is what Ray keeps as the worker's error log.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 def build_state(config: PretrainConfig, manifest: Manifest, shards: Path) -> TrainState:
     """A freshly initialised model and optimizer; the same numbers in every process for the same seed."""
     torch.manual_seed(config.seed)
     model = Clue(config.model, manifest.facts["vocab_size"], torch.from_numpy(read_idf(shards)))
-    return TrainState(model=model, optimizer=build_optimizer(model, config.optim))
+    return TrainState(model=model, optimizer=build_optimizer(model, config.optim), seed=config.seed)

@@ -1,0 +1,54 @@
+"""The ledger: what it holds, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrep.training.ledger import LEDGER_NAME, Ledger, ReplayMismatchError, read_ledger
+
+
+def append(path: Path, attempt: int, steps: range, salt: str = "") -> None:
+    ledger = Ledger(path, attempt, steps.start - 1)
+    for step in steps:
+        ledger.append(step, f"hash {step}{salt}", 8 * step, 1000 + step, 1 / step)
+    ledger.close()
+
+
+@given(stops=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 60)), max_size=5))
+def test_attempts_follow_each_other_and_nothing_but_a_torn_line_is_lost(
+    stops: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("run") / LEDGER_NAME
+    expected = []
+    for attempt, (first, torn_bytes) in enumerate(stops, start=1):
+        append(path, attempt, range(first, first + 3))
+        expected += [(attempt, step) for step in range(first, first + 3)]
+        size = path.stat().st_size
+        last_line = len(path.read_bytes().splitlines()[-1])
+        if torn_bytes:
+            with path.open("r+b") as stream:
+                stream.truncate(size - min(torn_bytes, last_line))
+        if torn_bytes > 1:  # the first one is the newline
+            expected.pop()
+    lines = read_ledger(path)
+    assert [(line["attempt"], line["step"]) for line in lines] == expected
+    for line in lines:
+        assert line["batch_hash"] == f"hash {line['step']}"
+        assert line["samples_seen"] == 8 * line["step"]
+        assert line["time_ms"] == 1000 + line["step"]
+        assert line["loss"] == 1 / line["step"]
+
+
+def test_a_step_with_other_samples_than_before_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / LEDGER_NAME
+    append(path, 1, range(1, 6))
+    append(path, 2, range(3, 6))
+    with pytest.raises(ReplayMismatchError, match="step 4 was trained on other samples"):
+        append(path, 3, range(4, 8), salt="!")
+    assert len(read_ledger(path)) == 8
+
+
+def test_no_ledger_is_an_empty_one(tmp_path: Path) -> None:
+    assert read_ledger(tmp_path / LEDGER_NAME) == []

@@ -1,0 +1,136 @@
+"""What is refused before a run starts, and with which numbers."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from userrep.config import ConfigError
+from userrep.training import preflight
+from userrep.training.preflight import (
+    MIB,
+    PROCESS_BYTES,
+    STATE_BYTES,
+    STEP_BYTES,
+    Node,
+    check_disk,
+    check_memory,
+    check_storage,
+    inspect_nodes,
+    memory_limit,
+    reserved_cpus,
+)
+
+
+def node(name: str, memory_mib: int = 8192, has_shards: bool = True, is_shared: bool = True) -> Node:
+    return Node(name, 2.0, memory_mib * MIB, has_shards, is_shared)
+
+
+@given(num_workers=st.integers(1, 50), cpus=st.integers(2, 64))
+def test_a_cpu_is_left_for_the_input(num_workers: int, cpus: int) -> None:
+    reserved = reserved_cpus(num_workers, cpus)
+    assert 0 < reserved <= 1
+    assert cpus - num_workers * reserved >= 1 - 1e-9
+
+
+def test_a_cluster_without_a_cpu_for_the_input_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has 1 CPU"):
+        reserved_cpus(1, 1)
+
+
+@given(
+    num_parameters=st.integers(1, 10**8),
+    num_workers=st.integers(1, 6),
+    sizes=st.lists(st.integers(500, 20_000), min_size=1, max_size=3),
+)
+def test_the_budget_that_the_refusal_names_is_the_largest_that_fits(
+    num_parameters: int, num_workers: int, sizes: list[int]
+) -> None:
+    nodes = [node(str(number), size) for number, size in enumerate(sizes)]
+
+    def fits(budget_mib: int) -> bool:
+        """Tries every node for the first worker, which needs more."""
+        need = PROCESS_BYTES + STEP_BYTES * num_parameters + budget_mib * MIB
+        counts = []
+        for first in range(len(nodes)):
+            room = [n.memory_bytes - (number == first) * STATE_BYTES * num_parameters for number, n in enumerate(nodes)]
+            if room[first] >= need:
+                counts.append(sum(max(0, size) // need for size in room))
+        return max(counts, default=0) >= num_workers
+
+    try:
+        check_memory(num_parameters, 4096, num_workers, nodes, is_on_gpu=False)
+    except ConfigError as error:
+        assert not fits(4096)
+        if "budget_mib=" in str(error):
+            named = int(str(error).split("budget_mib=")[1].split()[0])
+            assert fits(named)
+            assert not fits(named + 1)
+        else:
+            assert not fits(64)
+    else:
+        assert fits(4096)
+
+
+def test_the_refusal_says_what_is_needed_and_what_there_is() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_memory(50_000_000, 4096, 2, [node("10.0.0.7")], is_on_gpu=False)
+    for number in ("2 workers", "50,000,000", "5,559", "763", "4,096", "572", "10.0.0.7 8,192", "budget_mib=2346"):
+        assert number in str(caught.value)
+
+
+def test_checkpoints_must_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 48 * MIB})())
+    check_disk(MIB, 2, tmp_path)
+    with pytest.raises(ConfigError, match="48 MiB free, and 5 checkpoints of 1,048,576 parameters need 60"):
+        check_disk(MIB, 3, tmp_path)
+
+
+def test_storage_that_nodes_do_not_share_is_refused() -> None:
+    nodes = [node("a"), node("b", has_shards=False), node("c", is_shared=False), node("d", is_shared=False)]
+    with pytest.raises(ConfigError, match="shards is not shared: b of 4 nodes"):
+        check_storage(Path("run"), Path("shards"), nodes)
+    nodes.pop(1)
+    with pytest.raises(ConfigError, match="run is not shared: c, d of 3 nodes"):
+        check_storage(Path("run"), Path("shards"), nodes)
+    check_storage(Path("run"), Path("shards"), nodes[:1])
+
+
+def test_a_container_limits_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = memory_limit()
+    for text, expected in (("max\n", machine), ("1048576\n", 1048576), (f"{2**63}\n", machine)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(preflight, "CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "absent"))
+        assert memory_limit() == expected
+        monkeypatch.undo()
+
+
+def test_what_another_node_sees(tmp_path: Path) -> None:
+    token = tmp_path / "here" / "token"
+    token.parent.mkdir()
+    token.touch()
+    _, has_shards, mark = preflight._look(token, tmp_path / "shards")
+    assert not has_shards
+    assert (tmp_path / "here" / mark).is_file()
+    _, _, mark = preflight._look(tmp_path / "elsewhere" / "token", tmp_path / "shards")  # the path means another disk
+    assert mark == ""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_this_node_is_looked_at_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    (found,) = inspect_nodes(tmp_path / "run", tmp_path)
+    assert found.num_cpus == 2
+    assert found.memory_bytes == memory_limit()
+    assert found.is_shared
+    assert not found.has_shards
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        inspect_nodes(tmp_path / "file" / "run", tmp_path)

@@ -1,0 +1,129 @@
+"""The attempt fence: of all attempts at a run, only the newest may write to its directory.
+
+A scheduler may start a run again while an earlier start is still alive somewhere: a node that was given up for lost, a
+process that was stopped and goes on. Its directory says which attempt is the newest one, and a writer looks there
+before every write. An attempt is one start of a worker group; a job is one call of `train`, which may need several.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from userrep.manifest import write_json
+
+T = TypeVar("T")
+
+ATTEMPT_NAME = "attempt.json"
+STORAGE_PATIENCE_S = 15.0  # below the default of `workers.timeout_s`, after which other workers give this one up
+RETRY_INTERVAL_S = 0.5
+
+
+class StaleAttemptError(RuntimeError):
+    """A newer attempt at this run has started; this one must not write any more."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The right of a worker group to write to a run directory, until a newer attempt takes it.
+
+    Attributes:
+        run_dir: what is written to.
+        number: 1 for the first attempt at the run, then 2, ...; 0 before there is one.
+        job: identifies the call of `train` that started it.
+        checkpoint: name of the checkpoint that all its workers start from; None: they start anew.
+    """
+
+    run_dir: Path
+    number: int
+    job: str
+    checkpoint: str | None
+
+    def check(self) -> None:
+        """Call it right before every write.
+
+        Raises:
+            StaleAttemptError: a newer attempt or another job has taken the run.
+        """
+        newest = _read(self.run_dir)
+        if newest != self:
+            raise StaleAttemptError(
+                f"attempt {self.number} at the run in {self.run_dir} stops: "
+                f"attempt {newest.number if newest else 'unknown'} of job {newest.job if newest else 'unknown'} has "
+                "the run now. Nothing is lost; end one of the two jobs if you started both"
+            )
+
+
+def take_over(run_dir: Path, job: str) -> None:
+    """Gives the run to a job: attempts of other jobs may not write any more from here on."""
+    newest = _read(run_dir)
+    _write(Attempt(run_dir, newest.number if newest else 0, job, None))
+
+
+def start_attempt(run_dir: Path, job: str, choose_checkpoint: Callable[[], str | None]) -> Attempt:
+    """Starts the next attempt of the job that has the run.
+
+    Args:
+        run_dir: directory of the run.
+        job: must have taken the run over.
+        choose_checkpoint: called when earlier attempts may not write any more.
+
+    Raises:
+        StaleAttemptError: another job has the run.
+    """
+    started = Attempt(run_dir, current_attempt(run_dir, job).number + 1, job, None)
+    _write(started)
+    attempt = Attempt(run_dir, started.number, job, choose_checkpoint())
+    _write(attempt)
+    return attempt
+
+
+def current_attempt(run_dir: Path, job: str) -> Attempt:
+    """The newest attempt.
+
+    Raises:
+        StaleAttemptError: it belongs to another job.
+    """
+    newest = _read(run_dir)
+    if newest is None or newest.job != job:
+        raise StaleAttemptError(f"the run in {run_dir} belongs to another job by now; this one stops")
+    return newest
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Repeats an action on storage that fails, for `STORAGE_PATIENCE_S`: a short outage costs time, not the run.
+
+    Args:
+        action: may be called again after an OSError.
+
+    Raises:
+        OSError: of the last try.
+    """
+    deadline = time.monotonic() + STORAGE_PATIENCE_S
+    while True:
+        try:
+            return action()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_INTERVAL_S)
+
+
+def _read(run_dir: Path) -> Attempt | None:
+    try:
+        values = json.loads((run_dir / ATTEMPT_NAME).read_text())
+        return Attempt(run_dir, values["attempt"], values["job"], values["checkpoint"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(
+            f"{run_dir / ATTEMPT_NAME} is damaged ({error}); delete it when no job works on this run"
+        ) from error
+
+
+def _write(attempt: Attempt) -> None:
+    attempt.run_dir.mkdir(parents=True, exist_ok=True)
+    values = {"attempt": attempt.number, "job": attempt.job, "checkpoint": attempt.checkpoint}
+    write_json(attempt.run_dir / ATTEMPT_NAME, values)

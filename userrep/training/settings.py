@@ -1,0 +1,87 @@
+"""Settings of a pretraining run, and of where it is executed."""
+
+from typing import Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from userrep.config import Config, ConfigError
+from userrep.data.augment import AugmentConfig
+from userrep.data.views import ViewConfig
+from userrep.models.clue import ClueConfig
+from userrep.training.encoding import MemoryConfig
+from userrep.training.objective import LossConfig, Precision
+from userrep.training.optim import OptimConfig
+
+
+class PretrainConfig(Config):
+    """One pretraining run."""
+
+    model: ClueConfig = ClueConfig()
+    views: ViewConfig = ViewConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
+    num_steps: int = Field(default=300, ge=1)
+    validate_every: int = Field(default=50, ge=1)  # steps between validations, each of which saves a checkpoint
+    pool_size: int = Field(default=1000, ge=2)  # held-out users of a validation
+    keep_checkpoints: int = Field(default=2, ge=1)  # newest ones; the best one is kept as well
+    precision: Precision = "float32"  # of the encoder's matrix products; weights and loss are float32
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _mixed_views_are_cut_at_random(self) -> Self:
+        if "mixed" in self.views.kinds and (self.views.kinds[0] == "mixed" or self.augment.cut != "random"):
+            raise ValueError(
+                "`mixed` views are for training: put another kind first in views.kinds, set augment.cut=random"
+            )
+        return self
+
+
+class WorkersConfig(Config):
+    """Where a run is executed. No part of a run's identity: the result does not depend on it."""
+
+    # (fewest, most): as many as the cluster has room for, also while the run goes on; they divide the same batches.
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    threads: int = Field(default=0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
+    use_gpu: bool = False
+    memory: MemoryConfig = MemoryConfig()
+    max_failures: int = Field(default=3, ge=-1)  # worker-group restarts from the last checkpoint
+    # Seconds after which a worker that does not answer, or that others wait for in a step, counts as lost. A worker
+    # that takes no step for STALL_FACTOR times as long ends itself.
+    timeout_s: int = Field(default=20, ge=5)
+
+    @model_validator(mode="after")
+    def _fewest_come_first(self) -> Self:
+        if self.bounds[0] > self.bounds[1]:
+            raise ValueError(f"num_workers={self.num_workers}: give the fewest first, then the most")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most workers that there may be."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+
+def check_batch_divides(config: PretrainConfig, workers: WorkersConfig) -> None:
+    """Refuses a global batch that cannot be dealt, before anything starts.
+
+    A fixed number of workers must divide it; where their number varies, parts may differ by one.
+
+    Raises:
+        ConfigError: with the batch sizes and numbers of workers that would work.
+    """
+    size, count = config.global_batch_size, workers.bounds[1]
+    if isinstance(workers.num_workers, tuple):
+        if size < count:
+            raise ConfigError(
+                f"pretrain.global_batch_size={size} is too small for up to {count} workers (workers.num_workers): "
+                f"use a batch of at least {count} users, or at most {size} workers"
+            )
+    elif size % count:
+        sizes = " or ".join(str(n * count) for n in (size // count, size // count + 1) if n * count >= 2)
+        counts = ", ".join(str(n) for n in range(1, 2 * count + 1) if size % n == 0)
+        raise ConfigError(
+            f"pretrain.global_batch_size={size} does not divide over workers.num_workers={count}: "
+            f"use a batch of {sizes} users, or one of these numbers of workers: {counts}"
+        )
