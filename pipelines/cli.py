@@ -1,7 +1,6 @@
 """Command line. Stages are imported when they run, so that `userrep pull` starts without torch and ray."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -102,9 +101,10 @@ def pull(
     verbose: VerboseOption = False,
 ) -> None:
     """Download a published table, verify every file, and print what it is. Needs neither torch nor ray."""
+    from pipelines.mlflow_store import tracking_uri as choose_uri
     from userrep.publishing.client import pull as pull_table
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
+    uri = choose_uri(workdir, tracking_uri)
     target = to if to != Path() else Path(reference.replace("@", "/").split("/")[0])
     table = pull_table(reference, target, tracking_uri=uri, verbose=verbose)
     _print({"directory": str(table.directory), **table.manifest.facts})
@@ -129,12 +129,43 @@ def show_config(
     sys.stdout.write(yaml.safe_dump(_config(config, data, overrides).model_dump(mode="json"), sort_keys=False))
 
 
+@app.command("sync-tracking")
+def sync_tracking(workdir: WorkdirOption = Path("jobs"), tracking_uri: UriOption = None) -> None:
+    """Send MLflow what it lacks of the runs in --workdir, after it was away. Repeating it changes nothing."""
+    from pipelines.mlflow_store import tracking_uri as choose_uri
+    from pipelines.tracking import sync
+
+    is_complete = True
+    for has_everything, line in sync(workdir.resolve(), choose_uri(workdir, tracking_uri)):
+        sys.stdout.write(line + "\n")
+        is_complete &= has_everything
+    if not is_complete:
+        raise typer.Exit(1)
+
+
 @app.command()
-def doctor(workdir: WorkdirOption = Path("jobs"), tracking_uri: UriOption = None) -> None:
+def chaos(
+    kills: Annotated[int, typer.Option("--kills", min=1, help="Faults, one in each run.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Of the schedule of faults.")] = 0,
+    workdir: WorkdirOption = Path("jobs/chaos"),
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Of the Ray cluster; with several, nodes die.")] = 1,
+) -> None:
+    """Train under a seeded schedule of faults, and compare every run with one that nothing disturbed."""
+    from pipelines.chaos import run_chaos
+
+    raise typer.Exit(run_chaos(kills, seed, workdir, nodes))
+
+
+@app.command()
+def doctor(
+    workdir: WorkdirOption = Path("jobs"),
+    tracking_uri: UriOption = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Set runs to KILLED in MLflow whose job is dead.")] = False,
+) -> None:
     """Check versions, cores, memory, ports, storage, MLflow and Ray; say what to do about each problem."""
     from pipelines.doctor import diagnose
 
-    findings = diagnose(workdir, tracking_uri)
+    findings = diagnose(workdir, tracking_uri, fix)
     for finding in findings:
         sys.stdout.write(f"{finding.level:5} {finding.what}: {finding.detail}\n")
     if any(finding.level == "FAIL" for finding in findings):

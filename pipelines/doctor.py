@@ -5,11 +5,15 @@ import os
 import platform
 import shutil
 import socket
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+
+from pipelines.mlflow_store import local_tracking_uri
+from pipelines.mlflow_store import tracking_uri as choose_uri
 
 MIN_MEMORY_BYTES = 6 << 30  # what the demo takes
 MIN_DISK_BYTES = 5 << 30
@@ -27,8 +31,14 @@ class Finding:
     detail: str
 
 
-def diagnose(workdir: Path, tracking_uri: str | None) -> list[Finding]:
-    """Runs all checks; none of them changes anything."""
+def diagnose(workdir: Path, tracking_uri: str | None, is_fixing: bool = False) -> list[Finding]:
+    """Runs all checks.
+
+    Args:
+        workdir: of jobs; need not exist.
+        tracking_uri: of MLflow; default: MLFLOW_TRACKING_URI, else the database of `workdir`.
+        is_fixing: end the runs in MLflow whose job is dead. Without it, nothing is changed.
+    """
     return [
         _python(),
         *_packages(),
@@ -38,7 +48,7 @@ def diagnose(workdir: Path, tracking_uri: str | None) -> list[Finding]:
         _storage(workdir),
         *_ports(),
         _ray(),
-        _mlflow(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")),
+        *_mlflow(workdir, tracking_uri, is_fixing),
     ]
 
 
@@ -124,13 +134,33 @@ def _ray() -> Finding:
     return Finding("OK", "ray cluster", f"{cpus:g} CPUs free at {address}")
 
 
-def _mlflow(uri: str | None) -> Finding:
-    if uri is None:
-        return Finding("OK", "mlflow", "MLFLOW_TRACKING_URI is not set: a database in --workdir is used")
+def _mlflow(workdir: Path, option: str | None, is_fixing: bool) -> list[Finding]:
     from userrep.publishing.client import list_tables
+    from userrep.publishing.connection import redacted
 
+    uri = choose_uri(workdir, option)
+    if uri == local_tracking_uri(workdir) and not (workdir / "mlflow.db").exists():
+        return [Finding("OK", "mlflow", "MLFLOW_TRACKING_URI is not set: a database in --workdir is used")]
     try:
         tables = list_tables(tracking_uri=uri)
+        lost = _lost_runs(uri, is_fixing)
     except ValueError as error:
-        return Finding("FAIL", "mlflow", str(error))
-    return Finding("OK", "mlflow", f"{uri} answers, {len(tables)} embedding tables")
+        return [Finding("FAIL", "mlflow", str(error))]
+    return [Finding("OK", "mlflow", f"{redacted(uri)} answers, {len(tables)} embedding tables"), *lost]
+
+
+def _lost_runs(uri: str, is_fixing: bool) -> list[Finding]:
+    from userrep.publishing.connection import connect
+    from userrep.training.heartbeat import end_lost_run, find_lost_runs
+
+    findings = []
+    with connect(uri) as client:
+        for run in find_lost_runs(client, time.time()):
+            silence = f"RUNNING in MLflow, last sign of life {(time.time() - run.last_beat_s) / 60:,.0f} minutes ago"
+            if is_fixing:
+                end_lost_run(client, run)
+                findings.append(Finding("OK", f"run {run.name}", f"was {silence}: set to KILLED"))
+            else:
+                advice = "if its job is dead, `userrep doctor --fix` sets it to KILLED"
+                findings.append(Finding("WARN", f"run {run.name}", f"{silence}: {advice}"))
+    return findings

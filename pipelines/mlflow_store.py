@@ -4,12 +4,15 @@ import logging
 import os
 from pathlib import Path
 
-from pipelines.job import Job
 
+def tracking_uri(workdir: Path, option: str | None = None) -> str:
+    """Tracking and registry URI; absolute, because Ray workers change their directory.
 
-def tracking_uri(job: Job) -> str:
-    """Tracking and registry URI; absolute, because Ray workers change their directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri(job.workdir)
+    Args:
+        workdir: of the job.
+        option: what the command line says, which comes first.
+    """
+    return option or os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri(workdir)
 
 
 def local_tracking_uri(workdir: Path) -> str:
@@ -17,9 +20,9 @@ def local_tracking_uri(workdir: Path) -> str:
     return f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
 
 
-def artifact_root(job: Job) -> Path | None:
+def artifact_root(workdir: Path) -> Path | None:
     """Where the database of the working directory keeps artifacts; None leaves that to the MLflow that is named."""
-    return None if os.environ.get("MLFLOW_TRACKING_URI") else job.workdir.resolve() / "mlartifacts"
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else workdir.resolve() / "mlartifacts"
 
 
 def quiet_mlflow() -> None:

@@ -12,18 +12,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
 from pipelines import tokenize
 from pipelines.job import Draft, Job
-from pipelines.mlflow_store import artifact_root, tracking_uri
+from pipelines.tracking import RUNS, tracked
 from userrep.config import digest_json
 from userrep.data.tokenizer import TOKENIZER_NAME
 from userrep.manifest import read_manifest
 from userrep.models.clue import Clue, count_parameters
 from userrep.training.checkpoint import MODEL_FILE, best_checkpoint
-from userrep.training.loop import CHECKPOINTS, SPOOL_NAME, train
-from userrep.training.tracking import MlflowReplay, SpoolReader, open_run
+from userrep.training.loop import CHECKPOINTS, train
+from userrep.training.replay import RunRecord
+from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 TABLE = "encoder"
 POLL_INTERVAL_S = 1.0
@@ -35,29 +34,16 @@ def run(job: Job) -> None:
     resolved = config.model_dump(mode="json")
 
     def write(draft: Draft) -> None:
-        run_dir = job.workdir / "runs" / digest_json({"config": resolved, "inputs": draft.inputs})
+        run_dir = job.workdir / RUNS / digest_json({"config": resolved, "inputs": draft.inputs})
         run_dir.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri(job))
-        run_id = open_run(client, job.config.publish.experiment, run_dir.name, resolved, artifact_root(job))
-        replay = MlflowReplay(client, run_id, run_dir / SPOOL_NAME)
-        status = "FAILED"
-        try:
-            with _follow(job, run_dir, replay):
-                train(job.path(tokenize.TABLE), run_dir, config, job.config.workers)
-            status = "FINISHED"
-        finally:
-            if (reason := replay.try_flush()) is not None:
-                job.console.say(
-                    f"pretrain: MLflow did not take all metrics ({reason}); they stay in {run_dir / SPOOL_NAME}"
-                )
-            else:
-                client.set_terminated(run_id, status)
-        _export(job, draft, run_dir, run_id)
+        with tracked(job, run_dir, resolved), _progress(job, run_dir):
+            train(job.path(tokenize.TABLE), run_dir, config, job.config.workers)
+        _export(job, draft, run_dir)
 
     job.run_stage("pretrain", TABLE, resolved, (tokenize.TABLE,), write)
 
 
-def _export(job: Job, draft: Draft, run_dir: Path, run_id: str) -> None:
+def _export(job: Job, draft: Draft, run_dir: Path) -> None:
     checkpoint = best_checkpoint(run_dir / CHECKPOINTS)
     assert checkpoint is not None, "a finished run has validated at its last step"
     shutil.copyfile(checkpoint / MODEL_FILE, draft.directory / MODEL_FILE)
@@ -69,7 +55,8 @@ def _export(job: Job, draft: Draft, run_dir: Path, run_id: str) -> None:
         {
             "rows": job.config.pretrain.num_steps * job.config.pretrain.global_batch_size,
             "best": facts,
-            "run_id": run_id,
+            "run_name": run_dir.name,
+            "run_key": RunRecord.read(run_dir).key,
             "curve": training_curve(run_dir / SPOOL_NAME),
             "speed": speed,
             "parameters": count_parameters(Clue(job.config.pretrain.model, shards.facts["vocab_size"])),
@@ -84,8 +71,10 @@ def _export(job: Job, draft: Draft, run_dir: Path, run_id: str) -> None:
 
 
 def training_curve(spool: Path) -> list[dict[str, Any]]:
-    """Points of the last attempt at each step, by step."""
-    points = {point["step"]: point for point in SpoolReader(spool).read()}
+    """Points of the first attempt at each step, by step: those that MLflow has."""
+    points: dict[int, dict[str, Any]] = {}
+    for point in SpoolReader(spool).read():
+        points.setdefault(point["step"], point)
     return [points[step] for step in sorted(points)]
 
 
@@ -111,10 +100,11 @@ def training_speed(spool: Path, global_batch_size: int) -> dict[str, float]:
 
 
 @contextmanager
-def _follow(job: Job, run_dir: Path, replay: MlflowReplay) -> Iterator[None]:
-    """Shows progress and feeds MLflow from the spool while the block runs. Neither can hold up training."""
+def _progress(job: Job, run_dir: Path) -> Iterator[None]:
+    """Shows what the spool says while the block runs; that cannot hold up training."""
     stop = threading.Event()
     reader = SpoolReader(run_dir / SPOOL_NAME)
+    reader.read()  # the rate is that of this attempt
     config = job.config.pretrain
 
     def follow() -> None:
@@ -129,7 +119,6 @@ def _follow(job: Job, run_dir: Path, replay: MlflowReplay) -> Iterator[None]:
                         validation = f", val {metrics['val/loss']:.3f}, recall@10 {metrics['val/recall_at_10']:.3f}"
                     note = f"loss {metrics['train/loss']:.3f}{validation}"
                     advance(step, config.num_steps, (step - first_step + 1) * config.global_batch_size, note)
-                replay.try_flush()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

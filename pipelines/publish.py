@@ -5,7 +5,9 @@ import json
 from pipelines import embed, evaluate, pretrain
 from pipelines.job import Draft, Job
 from pipelines.mlflow_store import artifact_root, tracking_uri
+from pipelines.tracking import run_id_of
 from userrep.publishing.client import pull
+from userrep.publishing.connection import redacted
 from userrep.publishing.registry import publish
 
 TABLE = "published"
@@ -15,20 +17,20 @@ RECORD = "version.json"
 
 def run(job: Job) -> None:
     """Runs stage `publish`."""
-    config = job.config.publish
+    config, uri = job.config.publish, tracking_uri(job.workdir)
 
     def write(draft: Draft) -> None:
-        quality = job.manifest(evaluate.TABLE).facts
+        quality, encoder = job.manifest(evaluate.TABLE).facts, job.manifest(pretrain.TABLE).facts
         published = publish(
             job.path(embed.TABLE),
             config.name,
             config.alias,
-            tracking_uri=tracking_uri(job),
+            tracking_uri=uri,
             experiment=config.experiment,
-            run_id=job.manifest(pretrain.TABLE).facts["run_id"],
+            run_id=run_id_of(job, encoder["run_name"], encoder["run_key"]),
             metrics={f"test/{key}": value for key, value in quality["encoder"].items()},
             tags={"config": job.config.name},
-            artifact_root=artifact_root(job),
+            artifact_root=artifact_root(job.workdir),
             verbose=job.console.is_verbose,
         )
         record = {"name": published.name, "version": published.version, "alias": published.alias}
@@ -39,7 +41,7 @@ def run(job: Job) -> None:
         )
         job.console.say(f"publish: {published.name}@{published.alias} is version {published.version}")
 
-    resolved = {**config.model_dump(mode="json"), "tracking_uri": tracking_uri(job)}
+    resolved = {**config.model_dump(mode="json"), "tracking_uri": redacted(uri)}
     job.run_stage("publish", TABLE, resolved, (pretrain.TABLE, evaluate.TABLE, embed.TABLE), write)
 
 
@@ -51,6 +53,6 @@ def run_pull(job: Job) -> dict[str, object]:
     """
     config = job.config.publish
     reference = f"{config.name}@{config.alias}"
-    pulled = pull(reference, job.path(PULLED), tracking_uri=tracking_uri(job), verbose=job.console.is_verbose)
+    pulled = pull(reference, job.path(PULLED), tracking_uri=tracking_uri(job.workdir), verbose=job.console.is_verbose)
     expected = job.manifest(TABLE).facts["sha256"]
     return {"verified": pulled.manifest.facts["table_sha256"] == expected, "directory": str(pulled.directory)}

@@ -90,7 +90,7 @@ def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
         "systems": [(name, _label(name), systems[name], _relation(systems, name)) for name in _ranked(systems)],
         "batch_size": config.global_batch_size,
         "validation_pool": config.pool_size,
-        "run_id": facts.get("run_id"),
+        "run_name": facts.get("run_name"),
         "pull_commands": _pull_commands(job, sections["table"]) if sections["table"] else [],
         "config": yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False),
     }
@@ -271,7 +271,7 @@ def _svg(figure: Figure, name: str, spoken: str) -> Markup:
 
 def _pull_commands(job: Job, table: dict[str, Any]) -> list[tuple[str, str]]:
     """Purpose and command line; without the password that a tracking URI may hold."""
-    uri, name = tracking_uri(job), table["name"]
+    uri, name = tracking_uri(job.workdir), table["name"]
     if (parts := urlsplit(uri)).netloc:
         uri = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
     purposes = {"The version that the alias names": table["alias"], "Exactly this version": f"v{table['version']}"}

@@ -48,6 +48,8 @@ def test_help_names_every_command() -> None:
         "pull",
         "run",
         "show-config",
+        "sync-tracking",
+        "chaos",
         "doctor",
     ):
         assert command in text

@@ -100,9 +100,9 @@ def test_downstream_pulls_without_torch_and_ray(finished: Job, tmp_path: Path) -
 
 def test_a_named_mlflow_keeps_its_own_artifacts(finished: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert artifact_root(finished) == finished.workdir / "mlartifacts"
+    assert artifact_root(finished.workdir) == finished.workdir / "mlartifacts"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    assert artifact_root(finished) is None
+    assert artifact_root(finished.workdir) is None
 
 
 def run_training(finished: Job, run_dir: Path, config: JobConfig, num_workers: int) -> list[dict]:
@@ -124,7 +124,7 @@ def test_two_workers_and_an_interrupted_run_train_the_same_model(finished: Job, 
 
     # A run that stopped after step 10 goes on from there, bit for bit.
     resumed = tmp_path / "resumed"
-    shutil.copytree(tmp_path / "one", resumed, ignore=shutil.ignore_patterns("step-00000020", "ray", SPOOL_NAME))
+    shutil.copytree(tmp_path / "one", resumed, ignore=shutil.ignore_patterns("step-00000020*", "ray", SPOOL_NAME))
     curve = run_training(finished, resumed, SMOKE, num_workers=1)
     assert [point["step"] for point in curve] == list(range(11, 21))
     final = list_checkpoints(resumed / CHECKPOINTS)[-1]

@@ -104,7 +104,7 @@ def full_html(tmp_path_factory) -> str:
 def render(job: Job, summary: dict[str, Any], points: list[dict[str, Any]] | None = None) -> str:
     if points is not None:
         job.path("encoder").mkdir()
-        facts = {"curve": points, "run_id": "run-0815"}
+        facts = {"curve": points, "run_name": "run-0815"}
         write_manifest(job.path("encoder"), Manifest(table="encoder", stage="pretrain", config={}, facts=facts))
     write_report(job, summary)
     return (job.workdir / "report.html").read_text(encoding="utf-8")

@@ -1,20 +1,14 @@
 """Small tables, one sqlite registry per session (its tables take a second to create), one MLflow server per session."""
 
-import os
 import random
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.mlflow_server import MlflowServer
 from userrep.publishing.connection import connect
 from userrep.publishing.registry import publish
 from userrep.publishing.table import bucket_of, finish_table, write_part
@@ -22,7 +16,6 @@ from userrep.schema import user_embeddings
 
 FACTS = {"encoder_digest": "e" * 12, "tokenizer_digest": "t" * 12, "data_digest": "d" * 12, "code_version": "abc1234"}
 NUM_BUCKETS = 3
-SERVER_START_S = 60
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,42 +101,8 @@ def fresh_client(sqlite_uri: str) -> MlflowClient:
 
 @pytest.fixture(scope="session")
 def server_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{root / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(root / "files"),
-    ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (root / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
-        try:
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}/health") or server.poll() is not None)
-            assert server.poll() is None, (root / "log").read_text()
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(timeout=SERVER_START_S)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SERVER_START_S
-    while not condition():
-        assert time.monotonic() < deadline, "the MLflow server did not start"
-        time.sleep(0.1)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    with MlflowServer(tmp_path_factory.mktemp("server")) as server:
+        yield server.uri
 
 
 def left_in(folder: Path) -> list[str]:

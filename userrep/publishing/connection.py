@@ -13,6 +13,7 @@ Traps that this file answers:
 - A call to a dead server blocks for 246 s by default (7 retries, 120 s timeout). Limits are environment variables of
   MLflow, read at each request, so they are set for the duration of a call; a value that the user has set stays.
 - A relative `sqlite:///x.db` means another database in every working directory, and a wrong path creates an empty one.
+- A database whose making is interrupted, or done twice at once, can never be opened: it is made aside.
 - `set_terminated` prints a link to stdout; stores log to stderr; downloads draw progress bars.
 """
 
@@ -21,7 +22,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -91,6 +92,8 @@ def connect(
         variables |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
     with _environment(variables), _log_level(logging.NOTSET if verbose else logging.WARNING):
         try:
+            if create and urlsplit(tracking_uri).scheme.startswith("sqlite"):
+                _create_sqlite(tracking_uri)
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         except MlflowException as error:
             raise _translated(error, tracking_uri) from error
@@ -115,7 +118,7 @@ def check_uri(tracking_uri: str, *, create: bool = False) -> None:
             "MLflow server, or install `userrep[train]` (or `pip install sqlalchemy alembic`)"
         )
     if scheme.startswith("sqlite"):
-        path = Path(unquote(tracking_uri.partition("///")[2].partition("?")[0]))
+        path = _sqlite_path(tracking_uri)
         if not path.is_absolute():
             raise RegistryError(
                 f"tracking URI {shown!r} depends on the working directory: use {'sqlite:///' + str(path.absolute())!r}"
@@ -134,6 +137,28 @@ def redacted(uri: str) -> str:
     """The URI without user and password, for messages and records."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def _sqlite_path(tracking_uri: str) -> Path:
+    return Path(unquote(tracking_uri.partition("///")[2].partition("?")[0]))
+
+
+def _create_sqlite(tracking_uri: str) -> None:
+    """Makes a database that is missing, in one step.
+
+    MLflow takes seconds to make its tables. Killed meanwhile, or done by two processes at once, that leaves a file that
+    no MLflow opens any more (3.17.2: `table _alembic_tmp_experiments already exists`).
+    """
+    path = _sqlite_path(tracking_uri)
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a killed process that had the same id
+    address, mark, options = tracking_uri.partition("?")
+    MlflowClient(f"{address.rpartition('/')[0]}/{temporary.name}{mark}{options}")
+    with suppress(FileExistsError):  # another process was faster
+        os.link(temporary, path)
+    temporary.unlink()
 
 
 def _translated(error: MlflowException, tracking_uri: str) -> RegistryError:

@@ -1,0 +1,103 @@
+"""Runs of a working directory and MLflow: while one trains, after MLflow was away, and when a table is published."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.mlflow_store import tracking_uri
+from userrep.publishing.connection import RegistryError, check_uri, connect, redacted
+from userrep.training.follower import Follower
+from userrep.training.replay import RECORD_NAME, RunBusyError, RunRecord, find_run, send_run
+
+if TYPE_CHECKING:  # `userrep sync-tracking` starts without torch and ray
+    from pipelines.job import Job
+
+RUNS = "runs"
+
+
+@contextmanager
+def tracked(job: "Job", run_dir: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Sends a run to MLflow while the block runs; MLflow delays neither its start nor its end.
+
+    Args:
+        job: says what it must about MLflow on its console.
+        run_dir: of the run.
+        config: resolved config of the run.
+
+    Raises:
+        RegistryError: the tracking URI can never work; that MLflow does not answer is no error.
+    """
+    uri = tracking_uri(job.workdir)
+    check_uri(uri, create=True)
+    record = RunRecord.start(run_dir, job.config.publish.experiment, config)
+    follower = Follower(run_dir, uri)
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        record.model_copy(update={"status": status}).write(run_dir)
+        if (reason := follower.finish(status)) is not None:
+            job.console.say(
+                f"pretrain: MLflow does not have all metrics ({reason}); "
+                f"they are in {run_dir}, and `userrep sync-tracking --workdir {job.workdir}` sends the rest"
+            )
+
+
+def sync(workdir: Path, uri: str) -> Iterator[tuple[bool, str]]:
+    """Sends to MLflow what it lacks of every run of a working directory; doing it again is harmless.
+
+    Yields:
+        Of each run: whether MLflow has everything now, and a line that says so.
+
+    Raises:
+        RegistryError: there is no run.
+    """
+    run_dirs = sorted(path.parent for path in (workdir / RUNS).glob(f"*/{RECORD_NAME}"))
+    if not run_dirs:
+        raise RegistryError(f"there is no run in {workdir / RUNS}: pass the --workdir of the job that has trained")
+    for run_dir in run_dirs:
+        try:
+            sent = send_run(run_dir, uri, waits=False)
+        except RunBusyError as error:
+            yield True, f"{error}; left to that"
+        except RegistryError as error:
+            yield False, f"run {run_dir.name}: {error}"
+        else:
+            what = f"sent {sent.num_values:,} values" if sent.num_values else "nothing was missing"
+            yield True, f"run {run_dir.name}: {what}, {sent.status} as {sent.run_id} at {redacted(uri)}"
+
+
+def run_id_of(job: "Job", name: str, key: str) -> str:
+    """Id in MLflow of a run that this job has trained; sends the run there first where it is missing.
+
+    Args:
+        job: whose MLflow is meant.
+        name: of the run directory.
+        key: of its record.
+
+    Raises:
+        RegistryError: MLflow does not have the run and does not take it.
+    """
+    uri, run_dir = tracking_uri(job.workdir), job.workdir / RUNS / name
+    try:
+        with connect(uri, create=True) as client:
+            run_id = find_run(client, job.config.publish.experiment, key)
+        if run_id is None and (run_dir / RECORD_NAME).is_file():
+            job.console.say(f"publish: sending training run {name} to MLflow first")
+            run_id = send_run(run_dir, uri, waits=True).run_id  # its job's own process may be about to
+    except RegistryError as error:
+        raise RegistryError(
+            f"a table is published under its training run ({name}), which could not be found in MLflow: {error}. "
+            f"When MLflow answers, `userrep sync-tracking --workdir {job.workdir}` sends the run; then publish again"
+        ) from error
+    if run_id is None:
+        raise RegistryError(
+            f"training run {name} is not in MLflow, and {run_dir}, from which it could be sent, is gone: "
+            f"remove {job.workdir / 'encoder'} and train again, or set MLFLOW_TRACKING_URI to the MLflow that has it"
+        )
+    return run_id
