@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=Path, help="tokenized table of a job; default: synthetic users")
     parser.add_argument("--users", type=int, default=8_000, help="synthetic")
-    parser.add_argument("--batch-size", type=int, default=512, help="users of a global batch")
+    parser.add_argument("--batch-size", type=int, default=1_024, help="20 steps must outlast a start of MLflow")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each case; their order alternates")
     parser.add_argument("--json", type=Path, help="append the results as JSON lines")
