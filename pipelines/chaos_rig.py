@@ -14,11 +14,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
 import psutil
 
+from userrep.training.ledger import read_ledger
+
+SHARED = "shared"  # the directory of the shared cluster
 POLL_S = 0.02
 DRAIN_LIMIT_S = 20
 START_LIMIT_S = 120  # of a cluster or a server; assumption: a machine that needs longer cannot hold the run either
@@ -118,7 +122,7 @@ class Rig:
         if self._cluster is None or not self._cluster.is_running or not self._cluster.raylets():
             if self._cluster is not None:
                 self._cluster.kill()
-            env = self._env("shared", "")
+            env = self._env(SHARED, "")
             arguments = ["-m", "pipelines.chaos_cluster", str(self._num_nodes)]
             self._cluster = Session(arguments, env, self._workdir / "cluster.log", is_interactive=True)
             self._address = self.ask_cluster()
@@ -136,6 +140,17 @@ class Rig:
             process.stdin.write(order + "\n")
             process.stdin.flush()
         return process.stdout.readline().strip()
+
+    def first_failure_ms(self, since_ms: int) -> int | None:
+        """When Ray Train on the shared cluster first wrote of a failure after a time, both in unix ms; None: never."""
+        logs = self._ray_dir / SHARED / "ray" / "session_latest" / "logs" / "train"
+        times = [
+            int(1000 * datetime.strptime(line["asctime"], "%Y-%m-%d %H:%M:%S,%f").timestamp())
+            for path in logs.glob("ray-train-app-controller-*.log")
+            for line in read_ledger(path)
+            if "[FailurePolicy]" in line["message"]
+        ]
+        return min((time_ms for time_ms in times if time_ms >= since_ms), default=None)
 
     def issue(self, stage: str, job_dir: Path, tracking_uri: str, has_own_cluster: bool = False) -> Session:
         """Issues `userrep STAGE` for a job directory, which holds the job's `config.json`."""

@@ -33,7 +33,7 @@ class Strike:
         what: in words; empty when it found nothing to hit.
         time_ms: when, on the clock of the run's ledger.
         step: steps in the ledger by then.
-        hang_s: of a stopped worker, seconds until the run noticed; None for other faults.
+        hang_s: of a stopped worker, seconds until its silence was an error; None for other faults.
         damaged_step: of the checkpoint that was damaged so that it must not be restored; None: there is none.
     """
 
@@ -121,7 +121,7 @@ def strike(run: Run, fault: Fault, server: Any) -> Strike:
         return not run.is_running or (run.step() >= fault.step and has_checkpoint)
 
     wait_until(is_due, COMMAND_LIMIT_S)
-    result = Strike(time_ms=time.time_ns() // 1_000_000, step=run.step())
+    result = Strike(time_ms=_now_ms(), step=run.step())
     if not run.is_running:
         return result
     match fault.kind:
@@ -160,9 +160,10 @@ def _stop_worker(run: Run, fault: Fault, result: Strike) -> None:
         return
     victim = _choose(workers, fault.choice)
     send(victim, signal.SIGSTOP)
-    stopped_at = time.monotonic()
     wait_until(lambda: not run.is_running or not is_alive(victim) or run.attempt() > attempt, COMMAND_LIMIT_S)
-    result.hang_s = round(time.monotonic() - stopped_at, 1)
+    # Ray Train then takes some seconds to end the other workers, and longer to end the one that does not answer.
+    noticed_ms = run.rig.first_failure_ms(result.time_ms) or _now_ms()
+    result.hang_s = (noticed_ms - result.time_ms) / 1000
     result.what = f"worker {victim.pid} of {len(workers)} stopped"
     # What comes back, like a machine that was cut off, comes back when others have gone on without it.
     wait_until(lambda: not run.is_running or _newest_attempt(run) > attempt, COMMAND_LIMIT_S)
@@ -174,6 +175,8 @@ def _stop_worker(run: Run, fault: Fault, result: Strike) -> None:
 def _damage(run: Run, fault: Fault, result: Strike) -> None:
     # Stopped first, so that the checkpoint is still the newest one when they die.
     workers = run.workers()
+    if not workers:  # a damage that nobody has to restore from would prove nothing
+        return
     for worker in workers:
         send(worker, signal.SIGSTOP)
     newest = list_checkpoints(run.run_dir / CHECKPOINTS)[-1]
@@ -193,6 +196,10 @@ def _replace_node(run: Run, fault: Fault, result: Strike) -> None:
     victim = nodes[int(fault.choice * len(nodes))]
     if run.rig.ask_cluster(f"replace {victim}") == "replaced":
         result.what = f"node of raylet {victim} killed and replaced"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _newest_attempt(run: Run) -> int:
