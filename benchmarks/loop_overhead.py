@@ -20,7 +20,6 @@ from rich.table import Table
 
 from benchmarks.harness import MAX_OTHERS, Report
 from benchmarks.input_pipeline import CORES, HARD, CpuMonitor, make_shards, two_cores
-from userrep.data.stream import ShardSet, open_stream
 from userrep.data.views import ViewConfig
 from userrep.manifest import read_manifest
 from userrep.models.clue import ClueConfig
@@ -31,6 +30,7 @@ from userrep.training.loop import PretrainConfig, WorkersConfig, build_state, tr
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, set_learning_rates
 from userrep.training.replay import RunRecord
+from userrep.training.settings import open_training_stream
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 MAX_OVERHEAD = 1.1  # time from step to step, over that of the bare loop
@@ -42,15 +42,7 @@ def bare_loop(shards: Path, config: PretrainConfig, threads: int) -> list[tuple[
     """What one would write without this package, on batches that are there already: start and end of every step."""
     torch.set_num_threads(threads)
     manifest = read_manifest(shards)
-    stream = open_stream(
-        [ShardSet(shards, manifest.facts["shards"])],
-        config.views,
-        config.augment,
-        config.global_batch_size,
-        config.seed,
-        config.num_steps,
-    )
-    batches = list(stream.batches())
+    batches = list(open_training_stream(shards, config).batches())
     state = build_state(config, manifest, shards)
     objective, times = ClueObjective(state.model, loss=config.loss), []
     for step, batch in enumerate(batches):

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from userrep.data.stream import ShardSet, open_stream
 from userrep.data.views import ViewConfig, list_samples, manifest_row_groups, read_row_group
 from userrep.manifest import IncompleteTableError, read_manifest, verify_files
 from userrep.training.checkpoint import MODEL_FILE, checkpoint_step, list_checkpoints
 from userrep.training.ledger import LEDGER_NAME, read_ledger
 from userrep.training.loop import CHECKPOINTS
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import PretrainConfig, open_training_stream
 from userrep.training.tracking import SPOOL_NAME, read_points
 
 SHOWN = 3  # differences of one kind that are spelled out
@@ -109,18 +108,15 @@ def check_plan(undisturbed: Outcome, shards: Path, config: PretrainConfig) -> li
     Returns:
         Problems; empty when everything holds.
     """
-    facts = read_manifest(shards).facts["shards"]
-    batch_size, seed, num_steps = config.global_batch_size, config.seed, config.num_steps
-    stream = open_stream([ShardSet(shards, facts)], config.views, config.augment, batch_size, seed, num_steps)
     other, rolling, taken = [], "", []
-    for step, batch in enumerate(stream.batches(), start=1):
+    for step, batch in enumerate(open_training_stream(shards, config).batches(), start=1):
         keys = np.asarray(batch.user_keys)
         taken += keys.tolist()
         rolling = hashlib.blake2b(rolling.encode() + keys.tobytes(), digest_size=16).hexdigest()
         if undisturbed.hashes.get(step) != rolling:
             other.append(step)
     problems = _few("other samples than in the plan: step", other)
-    available = _training_keys(shards, facts, config.views)
+    available = _training_keys(shards, config.views)
     size = available.total()
     # An epoch follows the one before without a gap, also in the middle of a batch; the last one may be incomplete.
     for number, start in enumerate(range(0, len(taken), size)):
@@ -132,10 +128,10 @@ def check_plan(undisturbed: Outcome, shards: Path, config: PretrainConfig) -> li
     return problems
 
 
-def _training_keys(shards: Path, facts: list[dict[str, Any]], views: ViewConfig) -> Counter[int]:
+def _training_keys(shards: Path, views: ViewConfig) -> Counter[int]:
     """How many training samples each user key has."""
     keys: Counter[int] = Counter()
-    for shard, number, _ in manifest_row_groups(facts):
+    for shard, number, _ in manifest_row_groups(read_manifest(shards).facts["shards"]):
         group = read_row_group(shards, shard, number)
         keys.update(group.keys[list_samples(group, views.kinds, "train").users].astype(np.int64).tolist())
     return keys

@@ -94,7 +94,7 @@ class Job:
             stage: its name, as in the command line.
             table: the table that it writes.
             config: resolved values that the table depends on.
-            inputs: tables that it reads.
+            inputs: tables that it reads; an absolute path names one of another job.
             write: fills the draft's directory and commits the draft.
         """
         digests = {name: self.manifest(name).digest() for name in inputs}

@@ -22,6 +22,7 @@ from userrep.models.clue import Clue, count_parameters
 from userrep.training.checkpoint import MODEL_FILE, best_checkpoint
 from userrep.training.loop import CHECKPOINTS, train
 from userrep.training.replay import RunRecord
+from userrep.training.settings import open_training_stream
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 TABLE = "encoder"
@@ -36,11 +37,15 @@ def run(job: Job) -> None:
     def write(draft: Draft) -> None:
         run_dir = job.workdir / RUNS / digest_json({"config": resolved, "inputs": draft.inputs})
         run_dir.mkdir(parents=True, exist_ok=True)
+        stream = open_training_stream(job.path(tokenize.TABLE), config)
+        for source, coverage in zip(stream.directories, stream.plan.coverage(config.num_steps), strict=True):
+            job.console.say(f"pretrain: {source}: {coverage}")
         with tracked(job, run_dir, resolved), _progress(job, run_dir):
             train(job.path(tokenize.TABLE), run_dir, config, job.config.workers)
         _export(job, draft, run_dir)
 
-    job.run_stage("pretrain", TABLE, resolved, (tokenize.TABLE,), write)
+    inputs = (tokenize.TABLE, *(str(other.shards) for other in config.mix))
+    job.run_stage("pretrain", TABLE, resolved, inputs, write)
 
 
 def _export(job: Job, draft: Draft, run_dir: Path) -> None:

@@ -19,7 +19,6 @@ from ray.train import PreemptionInfo
 from tests.support.tokenized import User, write_shards
 from userrep.config import ConfigError
 from userrep.data.augment import AugmentConfig
-from userrep.data.stream import ShardSet, open_stream
 from userrep.data.tokenizer import IDF_NAME
 from userrep.data.views import ViewConfig
 from userrep.manifest import Manifest, read_manifest, write_manifest
@@ -32,7 +31,7 @@ from userrep.training.ledger import LEDGER_NAME, read_ledger
 from userrep.training.loop import CHECKPOINTS, TrainingError, build_state, check_batch_divides, train
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig, WorkersConfig
+from userrep.training.settings import MixConfig, PretrainConfig, WorkersConfig, open_training_stream
 from userrep.training.state import TrainState, train_step
 
 VOCAB_SIZE = 1010
@@ -52,10 +51,19 @@ CONFIG = PretrainConfig(
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenized table; its 30 training users are somewhat more than two epochs of the run."""
-    rng = np.random.default_rng(0)
+    """A tokenized table; the run is somewhat more than three epochs of its 30 training users."""
+    return write_table(tmp_path_factory.mktemp("table"), num_groups=6, seed=0)
+
+
+@pytest.fixture(scope="module")
+def other_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table(tmp_path_factory.mktemp("other"), num_groups=3, seed=1)
+
+
+def write_table(directory: Path, num_groups: int, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
     groups: list[list[User]] = []
-    for number in range(6):
+    for number in range(num_groups):
         users = []
         for user in range(6):
             histories: dict[int, Any] = {
@@ -63,8 +71,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
             users.append(User(f"user {number}-{user}", "train" if user else "validation", histories))
         groups.append(users)
-    directory = tmp_path_factory.mktemp("table")
-    facts = {"shards": write_shards(directory, [groups[:3], groups[3:]]), "vocab_size": VOCAB_SIZE}
+    facts = {
+        "shards": write_shards(directory, [groups[:3], groups[3:]]),
+        "vocab_size": VOCAB_SIZE,
+        "tokenizer_digest": "1" * 64,
+    }
     idf = np.ones(VOCAB_SIZE, dtype=np.float32)
     pq.write_table(pa.table({"token_id": np.arange(VOCAB_SIZE), "idf": idf}), directory / IDF_NAME)
     write_manifest(directory, Manifest(table="shards", stage="tokenize", config={}, facts=facts))
@@ -77,23 +88,13 @@ def workers(num_workers: int | tuple[int, int] = 1, max_failures: int = 3) -> Wo
     )
 
 
-def undisturbed(shards: Path) -> tuple[TrainState, list[str], list[float]]:
+def undisturbed(shards: Path, config: PretrainConfig = CONFIG) -> tuple[TrainState, list[str], list[float]]:
     """State, batch hashes and losses of the run, without Ray."""
     torch.set_num_threads(1)
-    manifest = read_manifest(shards)
-    config = CONFIG
-    stream = open_stream(
-        [ShardSet(shards, manifest.facts["shards"])],
-        config.views,
-        config.augment,
-        config.global_batch_size,
-        config.seed,
-        NUM_STEPS,
-    )
-    state = build_state(config, manifest, shards)
+    state = build_state(config, read_manifest(shards), shards)
     objective = ClueObjective(state.model, config.optim.bag_steps, config.loss, MemoryConfig(budget_mib=64))
     hashes, losses = [], []
-    for batch in stream.batches():
+    for batch in open_training_stream(shards, config).batches():
         losses.append(train_step(objective, state, batch, config.optim, NUM_STEPS)["train/loss"])
         hashes.append(state.batch_hash)
     return state, hashes, losses
@@ -186,10 +187,14 @@ on_ray = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.mark.ray
 @on_ray
-def test_a_killed_worker_leaves_no_trace(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_leaves_no_trace_also_with_a_mixture(
+    shards: Path, other_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = CONFIG.model_copy(update={"mix": (MixConfig(shards=other_shards, weight=0.5),)})
     monkeypatch.setattr(loop, "train_worker", killed_worker)
-    train(shards, tmp_path, CONFIG, workers(1))
-    expected, hashes, losses = undisturbed(shards)
+    train(shards, tmp_path, mixture, workers(1))
+    expected, hashes, losses = undisturbed(shards, mixture)
+    assert hashes[0] != undisturbed(shards)[1][0]
     lines = read_ledger(tmp_path / LEDGER_NAME)
     assert {line["step"] for line in lines} == set(range(1, NUM_STEPS + 1))
     assert {line["attempt"] for line in lines} == {1, 2}
@@ -198,7 +203,7 @@ def test_a_killed_worker_leaves_no_trace(shards: Path, tmp_path: Path, monkeypat
         assert line["loss"] == losses[line["step"] - 1]
     assert_bit_equal(final_state(tmp_path, shards), expected)
     # Once more: nothing is left to do.
-    train(shards, tmp_path, CONFIG, workers(1))
+    train(shards, tmp_path, mixture, workers(1))
     assert read_ledger(tmp_path / LEDGER_NAME) == lines
 
 

@@ -23,8 +23,8 @@ from userrep.training.preflight import (
 )
 
 
-def node(name: str, memory_mib: int = 8192, has_shards: bool = True, is_shared: bool = True) -> Node:
-    return Node(name, 2.0, memory_mib * MIB, has_shards, is_shared)
+def node(name: str, memory_mib: int = 8192, blind_to: tuple[Path, ...] = (), is_shared: bool = True) -> Node:
+    return Node(name, 2.0, memory_mib * MIB, blind_to, is_shared)
 
 
 @given(num_workers=st.integers(1, 50), cpus=st.integers(2, 64))
@@ -88,13 +88,14 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_storage_that_nodes_do_not_share_is_refused() -> None:
-    nodes = [node("a"), node("b", has_shards=False), node("c", is_shared=False), node("d", is_shared=False)]
-    with pytest.raises(ConfigError, match="shards is not shared: b of 4 nodes"):
-        check_storage(Path("run"), Path("shards"), nodes)
+    run_dir, sources = Path("run"), (Path("shards"), Path("others"))
+    nodes = [node("a"), node("b", blind_to=sources[1:]), node("c", is_shared=False), node("d", is_shared=False)]
+    with pytest.raises(ConfigError, match="others is not shared: b of 4 nodes"):
+        check_storage(run_dir, sources, nodes)
     nodes.pop(1)
     with pytest.raises(ConfigError, match="run is not shared: c, d of 3 nodes"):
-        check_storage(Path("run"), Path("shards"), nodes)
-    check_storage(Path("run"), Path("shards"), nodes[:1])
+        check_storage(run_dir, sources, nodes)
+    check_storage(run_dir, sources, nodes[:1])
 
 
 def test_a_container_limits_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,21 +111,21 @@ def test_what_another_node_sees(tmp_path: Path) -> None:
     token = tmp_path / "here" / "token"
     token.parent.mkdir()
     token.touch()
-    _, has_shards, mark = preflight._look(token, tmp_path / "shards")
-    assert not has_shards
+    _, blind_to, mark = preflight._look(token, (tmp_path / "shards",))
+    assert blind_to == (tmp_path / "shards",)
     assert (tmp_path / "here" / mark).is_file()
-    _, _, mark = preflight._look(tmp_path / "elsewhere" / "token", tmp_path / "shards")  # the path means another disk
+    _, _, mark = preflight._look(tmp_path / "elsewhere" / "token", ())  # the path means another disk
     assert mark == ""
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_this_node_is_looked_at_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    (found,) = inspect_nodes(tmp_path / "run", tmp_path)
+    (found,) = inspect_nodes(tmp_path / "run", (tmp_path,))
     assert found.num_cpus == 2
     assert found.memory_bytes == memory_limit()
     assert found.is_shared
-    assert not found.has_shards
+    assert found.blind_to == (tmp_path,)
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -133,4 +134,4 @@ def test_this_node_is_looked_at_and_nothing_is_left_behind(tmp_path: Path) -> No
 def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written to"):
-        inspect_nodes(tmp_path / "file" / "run", tmp_path)
+        inspect_nodes(tmp_path / "file" / "run", (tmp_path,))

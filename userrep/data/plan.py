@@ -48,6 +48,12 @@ class Coverage:
     epochs: int
     begun: int
 
+    def __str__(self) -> str:
+        """For people."""
+        if self.epochs == 0:
+            return f"{self.begun:,} of {self.samples:,} samples are seen, once; {self.samples - self.begun:,} never"
+        return f"{self.samples:,} samples are seen {self.epochs:,} times each, {self.begun:,} of them once more"
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import torch
 
-from userrep.data.stream import open_stream, read_shard_sets
 from userrep.data.tokenizer import read_idf
 from userrep.manifest import read_manifest
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue
 from userrep.training.encoding import Encoder
-from userrep.training.loop import PretrainConfig
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer
+from userrep.training.settings import PretrainConfig, open_training_stream
 from userrep.training.state import TrainState, train_step
 
 Progress = Callable[[int, int, int], None]  # steps done, steps in all, users done
@@ -50,16 +49,8 @@ def _train(
     num_steps: int,
     progress: Progress,
 ) -> None:
-    stream = open_stream(
-        read_shard_sets([(shards, 1.0)]),
-        config.views,
-        config.augment,
-        config.global_batch_size,
-        config.seed,
-        num_steps,
-    )
     state = TrainState(model=model, optimizer=build_optimizer(model, optim))
     objective = ClueObjective(model, loss=config.loss)
-    for batch in stream.batches():
+    for batch in open_training_stream(shards, config, num_steps).batches():
         train_step(objective, state, batch, optim, num_steps)
         progress(state.step, num_steps, state.samples_seen)

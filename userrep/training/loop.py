@@ -25,7 +25,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from userrep.data.batch import UserBatch, from_table
 from userrep.data.pool import Pool, load_pool
-from userrep.data.stream import ShardSet, TrainingStream, execution_options, open_stream
+from userrep.data.stream import TrainingStream, execution_options
 from userrep.data.tokenizer import read_idf
 from userrep.losses.gather import rank, world_size
 from userrep.manifest import Manifest, read_manifest
@@ -36,7 +36,7 @@ from userrep.training.objective import ClueObjective
 from userrep.training.optim import build_optimizer
 from userrep.training.preflight import check_disk, check_memory, check_storage, inspect_nodes, reserved_cpus
 from userrep.training.recorder import Recorder, write_evidence
-from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides
+from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides, open_training_stream
 from userrep.training.state import NonFiniteLossError, TrainState, train_step
 from userrep.training.tracking import SPOOL_NAME
 from userrep.training.validation import validate
@@ -71,16 +71,8 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
     check_batch_divides(config, workers)
     if checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS)) == config.num_steps:
         return
-    manifest = read_manifest(shards)
-    stream = open_stream(
-        [ShardSet(shards, manifest.facts["shards"])],
-        config.views,
-        config.augment,
-        config.global_batch_size,
-        config.seed,
-        config.num_steps,
-    )
-    cpus = _preflight(shards, run_dir, config, workers, manifest)
+    stream = open_training_stream(shards, config)
+    cpus = _preflight(stream.directories, run_dir, config, workers, read_manifest(shards))
     job = uuid.uuid4().hex
     patiently(lambda: take_over(run_dir, job))
     for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"):
@@ -133,15 +125,15 @@ def _make_trainer(
 
 
 def _preflight(
-    shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersConfig, manifest: Manifest
+    sources: tuple[Path, ...], run_dir: Path, config: PretrainConfig, workers: WorkersConfig, manifest: Manifest
 ) -> float:
     """Refuses what cannot run here. Returns the CPUs that each worker reserves."""
     fewest, most = workers.bounds
     cpus = reserved_cpus(most, ray.cluster_resources().get("CPU", 0))
     with torch.device("meta"):
         num_parameters = count_parameters(Clue(config.model, manifest.facts["vocab_size"]))["total"]
-    nodes = inspect_nodes(run_dir, shards)
-    check_storage(run_dir, shards, nodes)
+    nodes = inspect_nodes(run_dir, sources)
+    check_storage(run_dir, sources, nodes)
     check_memory(num_parameters, workers.memory.budget_mib, fewest, nodes, workers.use_gpu)
     check_disk(num_parameters, config.keep_checkpoints, run_dir)
     return cpus

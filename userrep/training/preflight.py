@@ -29,14 +29,14 @@ class Node:
         name: address.
         num_cpus: that Ray gives away there.
         memory_bytes: of the machine, or of the container where that has less.
-        has_shards: whether the shards can be read there.
+        blind_to: those of the sources that cannot be read there.
         is_shared: whether the run directory is the driver's, and can be written to.
     """
 
     name: str
     num_cpus: float
     memory_bytes: int
-    has_shards: bool
+    blind_to: tuple[Path, ...]
     is_shared: bool
 
 
@@ -107,29 +107,27 @@ def check_disk(num_parameters: int, keep: int, run_dir: Path) -> None:
         )
 
 
-def check_storage(run_dir: Path, shards: Path, nodes: list[Node]) -> None:
+def check_storage(run_dir: Path, sources: tuple[Path, ...], nodes: list[Node]) -> None:
     """Refuses a run whose files are not the same on every node.
 
     Raises:
         ConfigError: names the nodes.
     """
-    for path, blind in (
-        (shards, [node.name for node in nodes if not node.has_shards]),
-        (run_dir, [node.name for node in nodes if not node.is_shared]),
-    ):
+    readers = [(path, [node.name for node in nodes if path in node.blind_to]) for path in sources]
+    for path, blind in [*readers, (run_dir, [node.name for node in nodes if not node.is_shared])]:
         if blind:
             raise ConfigError(
                 f"{path} is not shared: {', '.join(blind)} of {len(nodes)} nodes cannot read it or write to it; "
-                "choose a --workdir on storage that all nodes mount under the same path"
+                "it has to be on storage that all nodes mount under the same path (--workdir, pretrain.mix)"
             )
 
 
-def inspect_nodes(run_dir: Path, shards: Path) -> list[Node]:
+def inspect_nodes(run_dir: Path, sources: tuple[Path, ...]) -> list[Node]:
     """Looks at every node that may hold a worker, from a process on it; this machine is looked at from here.
 
     Args:
         run_dir: is made if it is not there.
-        shards: tokenized shards.
+        sources: directories of tokenized shards.
 
     Raises:
         ConfigError: this process cannot write to the run directory, or a node does not answer.
@@ -145,10 +143,10 @@ def inspect_nodes(run_dir: Path, shards: Path) -> list[Node]:
         alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         probe = ray.remote(num_cpus=0)(_look)
         answers = [
-            ray.put(_look(token, shards))
+            ray.put(_look(token, sources))
             if node["NodeID"] == here
             else probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                token, shards
+                token, sources
             )
             for node in alive
         ]
@@ -164,15 +162,15 @@ def inspect_nodes(run_dir: Path, shards: Path) -> list[Node]:
             name=node["NodeManagerAddress"],
             num_cpus=node["Resources"]["CPU"],
             memory_bytes=memory_bytes,
-            has_shards=has_shards,
+            blind_to=blind_to,
             is_shared=mark in marks,
         )
-        for node, (memory_bytes, has_shards, mark) in zip(alive, facts, strict=True)
+        for node, (memory_bytes, blind_to, mark) in zip(alive, facts, strict=True)
     ]
 
 
-def _look(token: Path, shards: Path) -> tuple[int, bool, str]:
-    """Memory of this node, whether it has the shards, and the name of the mark that it left beside the token."""
+def _look(token: Path, sources: tuple[Path, ...]) -> tuple[int, tuple[Path, ...], str]:
+    """Memory of this node, the sources that it cannot read, and the name of the mark that it left beside the token."""
     mark = ""
     if token.is_file():
         left = token.with_name(f"{token.name}-{uuid.uuid4().hex}")
@@ -181,7 +179,7 @@ def _look(token: Path, shards: Path) -> tuple[int, bool, str]:
             mark = left.name
         except OSError:
             pass
-    return memory_limit(), (shards / MANIFEST_NAME).is_file(), mark
+    return memory_limit(), tuple(path for path in sources if not (path / MANIFEST_NAME).is_file()), mark
 
 
 def memory_limit() -> int:

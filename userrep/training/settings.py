@@ -1,16 +1,30 @@
 """Settings of a pretraining run, and of where it is executed."""
 
+from pathlib import Path
 from typing import Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from userrep.config import Config, ConfigError
 from userrep.data.augment import AugmentConfig
+from userrep.data.stream import TrainingStream, open_stream, read_shard_sets
 from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.encoding import MemoryConfig
 from userrep.training.objective import LossConfig, Precision
 from userrep.training.optim import OptimConfig
+
+
+class MixConfig(Config):
+    """Another job's tokenized shards, whose training samples are mixed into the run."""
+
+    shards: Path  # directory on storage that all nodes share; a relative path starts where the command is issued
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # samples per sample of the job's own shards
+
+    @field_validator("shards")
+    @classmethod
+    def _workers_start_elsewhere(cls, path: Path) -> Path:
+        return path.absolute()
 
 
 class PretrainConfig(Config):
@@ -19,6 +33,7 @@ class PretrainConfig(Config):
     model: ClueConfig = ClueConfig()
     views: ViewConfig = ViewConfig()
     augment: AugmentConfig = AugmentConfig()
+    mix: tuple[MixConfig, ...] = ()  # validation users and document frequencies are those of the job's own shards
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
@@ -61,6 +76,31 @@ class WorkersConfig(Config):
     def bounds(self) -> tuple[int, int]:
         """The fewest and the most workers that there may be."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+
+def open_training_stream(shards: Path, config: PretrainConfig, num_steps: int | None = None) -> TrainingStream:
+    """The batches of a run, over the job's own shards and those that are mixed into it.
+
+    Args:
+        shards: the job's own.
+        config: the run.
+        num_steps: length in optimizer steps; default: the run's.
+
+    Raises:
+        ConfigError: the samples are too few for the batch, or shards were made with different tokenizers.
+        IncompleteTableError: a directory holds no committed shards.
+    """
+    try:
+        return open_stream(
+            read_shard_sets([(shards, 1.0), *((other.shards, other.weight) for other in config.mix)]),
+            config.views,
+            config.augment,
+            config.global_batch_size,
+            config.seed,
+            num_steps or config.num_steps,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_batch_divides(config: PretrainConfig, workers: WorkersConfig) -> None:
