@@ -1,0 +1,1 @@
+"""Continual tasks: methods that teach one encoder task after task."""

@@ -1,0 +1,79 @@
+"""The contract between a method of continual learning and the loop that trains it (`training/continual.py`).
+
+The loop calls, for every task: `begin_task`; for every phase `begin_phase` and, for every step, `loss`, `backward`,
+`before_step`, the optimizer's step, `after_step`; at last `end_task`. Then every task so far is evaluated by `logits`.
+A method knows nothing of data, of the optimizer, or of the backbone behind its network.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from userrep.continual.network import Network, TaskSpec
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in a phase a step is.
+
+    Attributes:
+        step: of the epoch, from 0.
+        num_steps: of an epoch.
+    """
+
+    step: int
+    num_steps: int
+
+
+class Method(nn.Module, ABC):
+    """A network, and what the method adds to it."""
+
+    phases: tuple[str, ...] = ("train",)  # of every task; each is trained until it stops to improve
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network: Network = network
+
+    @property
+    def current(self) -> int:
+        """Number of the task that is taught, the newest one, from 0."""
+        return len(self.network.tasks) - 1
+
+    def begin_task(self, task: TaskSpec) -> None:
+        """Makes room for a task. Random numbers are drawn from torch's global generator."""
+        self.network.add_task(task)
+
+    def begin_phase(self, phase: str) -> None:
+        """Called before the first step of every phase."""
+
+    @abstractmethod
+    def loss(
+        self, items_BL: torch.Tensor, labels_B: torch.Tensor, progress: Progress
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """What the current task's batch is to minimise, and metrics of it.
+
+        Args:
+            items_BL: histories, left-padded with 0.
+            labels_B: classes in the current task.
+            progress: of the phase.
+        """
+
+    def before_step(self, progress: Progress) -> None:
+        """Called when the gradients are complete; may change them."""
+
+    def after_step(self) -> None:
+        """Called after the optimizer's step; may change the parameters."""
+
+    def end_task(self) -> None:
+        """Called with the best parameters of the last phase."""
+
+    @abstractmethod
+    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Scores of all classes of a task that was taught, (B, C), as the finished method would give them."""
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Parameters that the optimizer of the current phase gets; those without `requires_grad` are left out."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -1,0 +1,96 @@
+"""What all methods train: a backbone, and a head for every task.
+
+A task is of one of three kinds. `next_item`: at every position of a history the next item, over the whole item
+vocabulary; the history's last item is what is held out, so the task never sees it as input. `item` and `label`: one
+class of the history's user.
+
+Legend: `B` users, `L` positions of a history, `D` width of user vectors, `C` classes of a task.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from userrep.models.backbone import Adapter, Backbone
+
+TaskKind = Literal["next_item", "item", "label"]
+
+HEAD_STD, HEAD_BIAS = 0.01, 0.1  # Source: Sein-Kim/TERACON@b48e074:teracon.py
+CHUNK = nn.LinearCrossEntropyOptions()  # logits of all classes exist for a chunk of the rows at a time
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a network has to know of a task.
+
+    Attributes:
+        name: unique among the tasks of a run.
+        kind: see above.
+        num_classes: C; of `next_item`, the item vocabulary with the pad.
+    """
+
+    name: str
+    kind: TaskKind
+    num_classes: int
+
+
+class Network(nn.Module):
+    """A backbone and one linear head for each task, in the order in which the tasks came."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone: Backbone = backbone
+        self.heads = nn.ModuleList()
+        self.tasks: list[TaskSpec] = []
+
+    def add_task(self, task: TaskSpec) -> None:
+        """Adds a freshly initialised head."""
+        if task.name in {known.name for known in self.tasks}:
+            raise ValueError(f"task {task.name!r} is known already: a run teaches a task once, give the new one a name")
+        reference = next(self.backbone.parameters())
+        head = nn.Linear(self.backbone.dim, task.num_classes, device=reference.device, dtype=reference.dtype)
+        nn.init.normal_(head.weight, std=HEAD_STD)
+        nn.init.constant_(head.bias, HEAD_BIAS)
+        self.heads.append(head)
+        self.tasks.append(task)
+
+    def vectors(self, items_BL: torch.Tensor, number: int, adapt: Adapter | None = None) -> torch.Tensor:
+        """User vectors that task `number` predicts from, (B, D)."""
+        return self.backbone(self._seen(items_BL, number), adapt)
+
+    def logits(self, items_BL: torch.Tensor, number: int, adapt: Adapter | None = None) -> torch.Tensor:
+        """Scores of all classes of task `number`, (B, C)."""
+        return self.heads[number](self.vectors(items_BL, number, adapt))
+
+    def loss(
+        self,
+        items_BL: torch.Tensor,
+        labels_B: torch.Tensor,
+        number: int,
+        adapt: Adapter | None = None,
+        with_pads: bool = False,
+    ) -> torch.Tensor:
+        """Mean cross-entropy of task `number` over all of its classes.
+
+        Args:
+            items_BL: histories, left-padded with 0.
+            labels_B: classes; a `next_item` task has its targets in the histories and ignores them.
+            number: of the task.
+            adapt: of the backbone.
+            with_pads: count positions whose target is a pad too, as Sein-Kim/TERACON@b48e074 does.
+        """
+        head = cast(nn.Linear, self.heads[number])
+        if self.tasks[number].kind != "next_item":
+            vectors, targets = self.vectors(items_BL, number, adapt), labels_B
+        else:
+            vectors = self.backbone(self._seen(items_BL, number), adapt, last_only=False)
+            targets = items_BL[:, 1:]
+            chosen = torch.ones_like(targets, dtype=torch.bool) if with_pads else targets != 0
+            vectors, targets = vectors[chosen], targets[chosen]
+        return F.linear_cross_entropy(vectors, head.weight, targets, linear_bias=head.bias, options=CHUNK)
+
+    def _seen(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        return items_BL[:, :-1] if self.tasks[number].kind == "next_item" else items_BL

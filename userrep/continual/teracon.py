@@ -1,0 +1,123 @@
+"""TERACON: relation-aware soft masks, and retention of past tasks by pseudo-labels on sampled users.
+
+Source: Kim et al., KDD 2023 (arXiv 2306.11304 numbering of equations), and Sein-Kim/TERACON@b48e074. Where they
+differ the code is followed: a past task is rehearsed under its own mask, masks of all other known tasks take part, and
+relation maps are made anew for every task.
+Differs from the code: at least one user of every batch rehearses each past task (there int(B rho) is 0 for B < 405 and
+retention is silently off); a `next_item` task does not train on pads; masks at the end are those that were trained
+(there task 1 is tested with its plain mask after task 2).
+
+Legend: `B` users, `K` mask points, `D` width, `C` classes.
+"""
+
+import copy
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from userrep.config import Config
+from userrep.continual.masks import MAX_SCALE, RelationMasks, TaskEmbeddings, annealed_scale, gate
+from userrep.continual.method import Method, Progress
+from userrep.continual.network import Network, TaskSpec
+from userrep.losses.retention import RELATION_SCALE, retention_loss, sampling_rate
+
+FIRST_RATE = 0.9  # of the first batch of a task, before there are masks to compare
+MIN_RATE = 1 - 1 / (1 + math.exp(-RELATION_SCALE))  # where all masks are the same
+
+
+class TeraconConfig(Config):
+    """Options of TERACON; the defaults are those of the official code where it has them."""
+
+    retention_weight: float = Field(default=0.7, ge=0)  # alpha
+    max_scale: float = Field(default=MAX_SCALE, gt=1)
+    # Users on which a past task is rehearsed: by relation (Eq. 15), as few as there can be, or all of them.
+    sampling: Literal["relation", "minimum", "all"] = "relation"
+    # annealed: the teacher's masks harden in every epoch like the student's; fixed: its final masks, so its answers
+    # are the same in every epoch.
+    teacher_scale: Literal["annealed", "fixed"] = "annealed"
+    with_pads: bool = False  # train `next_item` on pads too, as the official code does
+
+
+class Teracon(Method):
+    """One shared network, all of which every task may change, and a frozen copy of it as the teacher."""
+
+    def __init__(self, network: Network, config: TeraconConfig) -> None:
+        super().__init__(network)
+        self.config = config
+        self.embeddings = TaskEmbeddings(network.backbone.num_points, network.backbone.dim)
+        self.relations: RelationMasks | None = None  # the first task has a plain mask
+        self.teacher: Teracon | None = None
+        self.rates: list[float] = []
+
+    def begin_task(self, task: TaskSpec) -> None:
+        """Freezes a copy of what is known so far; the new task gets a head, embeddings, and all tasks relation maps."""
+        if self.network.tasks:
+            self.teacher = None  # only the last one counts
+            self.teacher = copy.deepcopy(self).requires_grad_(False)
+        super().begin_task(task)
+        self.embeddings.add(like=next(self.network.parameters()))
+        if self.teacher is not None:
+            self.relations = RelationMasks(self.embeddings)
+        rate = {"relation": FIRST_RATE, "minimum": MIN_RATE, "all": 1.0}[self.config.sampling]
+        self.rates = [rate] * self.current
+
+    def masks(self, number: int, scale: float) -> torch.Tensor:
+        """Masks of a task, (K, D)."""
+        if self.relations is None:
+            return self.embeddings.plain(number, scale)
+        return self.relations(self.embeddings, number, scale)
+
+    def loss(
+        self, items_BL: torch.Tensor, labels_B: torch.Tensor, progress: Progress
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Cross-entropy of the current task plus alpha times the retention of all past ones."""
+        scale = annealed_scale(progress.step, progress.num_steps, self.config.max_scale)
+        masks_KD = self.masks(self.current, scale)
+        loss = self.network.loss(items_BL, labels_B, self.current, gate(masks_KD), self.config.with_pads)
+        if self.teacher is None or self.config.retention_weight == 0:
+            return loss, {}
+        rates = loss.new_tensor(self.rates)
+        errors = torch.stack(
+            [self._error(items_BL[rows], past, scale) for past, rows in enumerate(self._sample(len(items_BL)))]
+        )
+        retention = retention_loss(errors, rates)
+        facts = {"train/task_loss": loss.item(), "train/retention": retention.item(), "train/rate": rates.mean().item()}
+        if self.config.sampling == "relation":
+            self._update_rates(masks_KD, scale)
+        return loss + self.config.retention_weight * retention, facts
+
+    def after_step(self) -> None:
+        """Clamps the task embeddings."""
+        self.embeddings.clamp()
+
+    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Scores of a task under its hardest masks, (B, C)."""
+        return self.network.logits(items_BL, number, gate(self.masks(number, self.config.max_scale)))
+
+    def end_task(self) -> None:
+        """Lets the teacher go."""
+        self.teacher = None
+
+    def _error(self, items_BL: torch.Tensor, past: int, scale: float) -> torch.Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            taught_masks_KD = self.teacher.masks(past, self._teacher_scale(scale))
+            taught_BC = self.teacher.network.logits(items_BL, past, gate(taught_masks_KD))
+        return F.mse_loss(self.network.logits(items_BL, past, gate(self.masks(past, scale))), taught_BC)
+
+    def _sample(self, size: int) -> list[torch.Tensor]:
+        """Rows of the batch on which each past task is rehearsed: at least one, each drawn on its own."""
+        return [torch.randperm(size)[: max(1, int(size * rate))] for rate in self.rates]
+
+    @torch.no_grad()
+    def _update_rates(self, masks_KD: torch.Tensor, scale: float) -> None:
+        """Rates of the next batch, from the masks of this one."""
+        assert self.teacher is not None
+        scale = self._teacher_scale(scale)
+        self.rates = [sampling_rate(masks_KD, self.teacher.masks(past, scale)).item() for past in range(self.current)]
+
+    def _teacher_scale(self, scale: float) -> float:
+        return scale if self.config.teacher_scale == "annealed" else self.config.max_scale
