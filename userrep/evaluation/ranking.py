@@ -1,14 +1,16 @@
-"""Retrieval metrics over a pool: can a user's second view be found among those of all users of the pool?
+"""Ranking metrics: over a pool of users (can a user's second view be found?), and over the classes of a task.
 
 Tie rule: candidates with equal scores are taken in random order, and the expectation over that order is reported; so a
-constant scorer gets k / P, and no metric depends on the order of the pool.
+constant scorer gets a recall at k of k / P, and no metric depends on the order of the pool or of the classes.
 
-Legend: `P` users of the pool; scores_PP[i, j] compares the anchor of user i with the positive of user j.
+Legend: `P` users of the pool; scores_PP[i, j] compares the anchor of user i with the positive of user j. `N` samples of
+a task, `C` its classes.
 """
 
 import numpy as np
 
 CUTOFFS = (1, 10)
+RANKED_AT_ONCE = 1 << 22  # logits that are compared at once: a few MiB beside the logits themselves
 
 
 def retrieval_hits(scores_PP: np.ndarray, backward_PP: np.ndarray | None = None) -> dict[int, np.ndarray]:
@@ -62,3 +64,62 @@ def bootstrap_interval(values_P: np.ndarray, num_resamples: int = 1000, seed: in
     means = np.random.default_rng(seed).choice(values_P, size=(num_resamples, len(values_P))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def class_ranks(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each sample's right class stands among all classes.
+
+    Args:
+        logits_NC: scores of all classes, of any number of samples: of a large task, a part at a time.
+        labels_N: the right class of each sample, in [0, C).
+
+    Returns:
+        Classes that score higher than the right one, and classes that score the same (itself included, so >= 1), each
+        int64 (N,). The rank is anywhere in [higher + 1, higher + same].
+
+    Raises:
+        ValueError: a logit is not finite, or shapes or labels do not fit.
+    """
+    num_samples, num_classes = logits_NC.shape
+    if labels_N.shape != (num_samples,) or not ((labels_N >= 0) & (labels_N < num_classes)).all():
+        raise ValueError(f"labels {labels_N.shape} of logits {logits_NC.shape}: one in [0, {num_classes}) per sample")
+    num_higher_N, num_same_N = np.empty((2, num_samples), dtype=np.int64)
+    size = max(1, RANKED_AT_ONCE // num_classes)
+    for start in range(0, num_samples, size):
+        part = slice(start, start + size)
+        logits = logits_NC[part]
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                f"logits of samples {start} to {start + len(logits) - 1} are not finite: the model has diverged"
+            )
+        own = np.take_along_axis(logits, labels_N[part, None], axis=1)
+        num_higher_N[part] = (logits > own).sum(axis=1)
+        num_same_N[part] = (logits == own).sum(axis=1)
+    return num_higher_N, num_same_N
+
+
+def reciprocal_ranks(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int) -> np.ndarray:
+    """Expected 1 / rank of each sample, 0 where the rank is beyond k; float64 (N,), in [0, 1]. With k = 1, the hits.
+
+    Source: arXiv 2306.01792, MRR@5 over all classes of a task. Differs: ties; the official code
+    (Sein-Kim/TERACON@b48e074:utils.py) takes them as `torch.topk` happens to order them.
+
+    Args:
+        num_higher_N: from `class_ranks`.
+        num_same_N: likewise.
+        k: last rank that counts, >= 1.
+    """
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, k + 1))])
+    first, last = np.minimum(num_higher_N, k), np.minimum(num_higher_N + num_same_N, k)
+    return (harmonic[last] - harmonic[first]) / num_same_N
+
+
+def mrr_at_k(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int = 5) -> float:
+    """Mean of `reciprocal_ranks` over all samples; with k = 1 this is accuracy.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if not len(num_higher_N):
+        raise ValueError("no sample to rank: MRR and accuracy need at least one")
+    return float(reciprocal_ranks(num_higher_N, num_same_N, k).mean())
