@@ -22,16 +22,21 @@ class Progress:
     Attributes:
         step: of the epoch, from 0.
         num_steps: of an epoch.
+        task: number of the task that the batch is of; None: the current one. Only a joint method is asked for others.
     """
 
     step: int
     num_steps: int
+    task: int | None = None
 
 
 class Method(nn.Module, ABC):
     """A network, and what the method adds to it."""
 
     phases: tuple[str, ...] = ("train",)  # of every task; each is trained until it stops to improve
+    # A joint method is taught all tasks at once: `begin_task` of each, then the phases, in which batches are of any
+    # task and `Progress.task` says of which.
+    is_joint: bool = False
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -7,18 +7,21 @@ class of the history's user.
 Legend: `B` users, `L` positions of a history, `D` width of user vectors, `C` classes of a task.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from userrep.models.backbone import Adapter, Backbone
 
 TaskKind = Literal["next_item", "item", "label"]
 
 HEAD_STD, HEAD_BIAS = 0.01, 0.1  # Source: Sein-Kim/TERACON@b48e074:teracon.py
+Weights = Mapping[str, torch.Tensor]  # used in place of the backbone's parameters of these names
 CHUNK = nn.LinearCrossEntropyOptions()  # logits of all classes exist for a chunk of the rows at a time
 
 
@@ -57,13 +60,22 @@ class Network(nn.Module):
         self.heads.append(head)
         self.tasks.append(task)
 
-    def vectors(self, items_BL: torch.Tensor, number: int, adapt: Adapter | None = None) -> torch.Tensor:
-        """User vectors that task `number` predicts from, (B, D)."""
-        return self.backbone(self._seen(items_BL, number), adapt)
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the weight matrices of the backbone that compute or read a mask point."""
+        wiring = self.backbone.wiring()
+        return tuple(n for n, p in self.backbone.named_parameters() if p.ndim == 2 and wiring[n] != (None, None))
 
-    def logits(self, items_BL: torch.Tensor, number: int, adapt: Adapter | None = None) -> torch.Tensor:
+    def vectors(
+        self, items_BL: torch.Tensor, number: int, adapt: Adapter | None = None, weights: Weights | None = None
+    ) -> torch.Tensor:
+        """User vectors that task `number` predicts from, (B, D)."""
+        return self._encode(self._seen(items_BL, number), adapt, weights, last_only=True)
+
+    def logits(
+        self, items_BL: torch.Tensor, number: int, adapt: Adapter | None = None, weights: Weights | None = None
+    ) -> torch.Tensor:
         """Scores of all classes of task `number`, (B, C)."""
-        return self.heads[number](self.vectors(items_BL, number, adapt))
+        return self.heads[number](self.vectors(items_BL, number, adapt, weights))
 
     def loss(
         self,
@@ -72,6 +84,7 @@ class Network(nn.Module):
         number: int,
         adapt: Adapter | None = None,
         with_pads: bool = False,
+        weights: Weights | None = None,
     ) -> torch.Tensor:
         """Mean cross-entropy of task `number` over all of its classes.
 
@@ -81,12 +94,13 @@ class Network(nn.Module):
             number: of the task.
             adapt: of the backbone.
             with_pads: count positions whose target is a pad too, as Sein-Kim/TERACON@b48e074 does.
+            weights: of the backbone, in place of its own.
         """
         head = cast(nn.Linear, self.heads[number])
         if self.tasks[number].kind != "next_item":
-            vectors, targets = self.vectors(items_BL, number, adapt), labels_B
+            vectors, targets = self.vectors(items_BL, number, adapt, weights), labels_B
         else:
-            vectors = self.backbone(self._seen(items_BL, number), adapt, last_only=False)
+            vectors = self._encode(self._seen(items_BL, number), adapt, weights, last_only=False)
             targets = items_BL[:, 1:]
             chosen = torch.ones_like(targets, dtype=torch.bool) if with_pads else targets != 0
             vectors, targets = vectors[chosen], targets[chosen]
@@ -94,3 +108,10 @@ class Network(nn.Module):
 
     def _seen(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
         return items_BL[:, :-1] if self.tasks[number].kind == "next_item" else items_BL
+
+    def _encode(
+        self, items_BL: torch.Tensor, adapt: Adapter | None, weights: Weights | None, last_only: bool
+    ) -> torch.Tensor:
+        if weights is None:
+            return self.backbone(items_BL, adapt, last_only)
+        return functional_call(self.backbone, dict(weights), (items_BL, adapt, last_only))
