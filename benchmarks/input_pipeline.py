@@ -35,9 +35,10 @@ from userrep.data import stream
 from userrep.data.augment import AugmentConfig
 from userrep.data.views import ViewConfig, ViewKind
 from userrep.models.clue import ClueConfig
-from userrep.training.loop import SPOOL_NAME, PretrainConfig, WorkersConfig, train
+from userrep.training.launch import train
 from userrep.training.optim import OptimConfig
-from userrep.training.tracking import SpoolReader
+from userrep.training.settings import PretrainConfig, WorkersConfig
+from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 CORES = 2
 MAX_INPUT_WAIT = 0.05  # share of waiting in waiting and steps

@@ -26,11 +26,12 @@ from userrep.models.clue import ClueConfig
 from userrep.training.checkpoint_writer import CheckpointWriter
 from userrep.training.fence import start_attempt, take_over
 from userrep.training.follower import Follower
-from userrep.training.loop import PretrainConfig, WorkersConfig, build_state, train
+from userrep.training.launch import train
+from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, set_learning_rates
 from userrep.training.replay import RunRecord
-from userrep.training.settings import open_training_stream
+from userrep.training.settings import PretrainConfig, WorkersConfig, open_training_stream
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 MAX_OVERHEAD = 1.1  # time from step to step, over that of the bare loop

@@ -17,8 +17,8 @@ import rich.console
 import rich.table
 
 from pipelines.chaos_rig import MlflowServer, Rig, prepare_job
-from pipelines.chaos_run import HANG_LIMIT_S, Run, Strike, strike
-from pipelines.chaos_schedule import MEANING, Fault, kinds_for, make_schedule
+from pipelines.chaos_run import COMMAND_LIMIT_S, HANG_LIMIT_S, Run, Strike, strike
+from pipelines.chaos_schedule import INTERRUPTING, MEANING, Fault, kinds_for, make_schedule
 from pipelines.chaos_storage import can_lock_storage, unlock
 from pipelines.chaos_verdict import Outcome, check_plan, count_starts, find_differences, read_outcome, recovery_s
 from pipelines.config import JobConfig
@@ -73,12 +73,19 @@ def run_chaos(kills: int, seed: int, workdir: Path, nodes: int = 1) -> int:
         Exit code: 0 when every run ended like the undisturbed one, else 1.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of its range, or the directory holds something else.
         RuntimeError: the undisturbed run, or what it needs, failed.
     """
     if kills < 1 or not 1 <= nodes <= NUM_WORKERS + 1:
         raise ConfigError(f"received {kills} kills on {nodes} nodes: give at least 1 kill, and 1 to {NUM_WORKERS + 1}")
     workdir, console, config = workdir.resolve(), Console(), chaos_config()
+    if workdir.is_dir() and any(workdir.iterdir()) and not (workdir / LEDGER).is_file():
+        raise ConfigError(
+            f"{workdir} is not empty and holds no earlier chaos ({LEDGER}), whose runs would be replaced: "
+            "give an empty or new --workdir"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / LEDGER).touch()
     for name in ("undisturbed", "runs"):
         unlock(workdir / name)
         shutil.rmtree(workdir / name, ignore_errors=True)
@@ -116,8 +123,11 @@ def judge(fault: Fault, hit: Strike, run: Run, outcome: Outcome, undisturbed: Ou
         problems.append(f"a stopped worker became an error after {hit.hang_s} s, allowed are {HANG_LIMIT_S}")
     if hit.damaged_step is not None and hit.damaged_step in starts[1:2]:
         problems.append(f"the damaged checkpoint of step {hit.damaged_step} was restored")
-    if fault.kind == "mlflow" and (len(starts) > 1 or run.num_commands > 1):
-        problems.append("the loss of MLflow has interrupted the training")
+    interrupted, issued_again = len(starts) > 1, run.num_commands > 1
+    if hit.what and interrupted != (fault.kind in INTERRUPTING):
+        problems.append("the training was interrupted" if interrupted else "the fault has not interrupted the training")
+    if issued_again and not (fault.kind == "driver" or fault.has_own_cluster):
+        problems.append("the command had to be issued again, although its driver and its cluster lived")
     return problems
 
 
@@ -144,7 +154,7 @@ def _run_undisturbed(rig: Rig, workdir: Path, config: JobConfig, ledger: TextIO,
     data.mkdir(exist_ok=True)
     (data / "config.json").write_text(text)
     for stage in ("ingest", "tokenize"):
-        if rig.issue(stage, data, uri).process.wait():
+        if rig.issue(stage, data, uri).process.wait(COMMAND_LIMIT_S):
             raise RuntimeError(f"chaos: {stage} failed, see {data / 'command.log'}")
     run = Run(rig, prepare_job(workdir / "undisturbed", text, data / SHARDS), uri)
     run.issue()

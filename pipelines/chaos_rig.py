@@ -5,6 +5,7 @@ Every process is started in a session of its own, by which its descendants are f
 
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -131,7 +132,7 @@ class Rig:
         return self._cluster
 
     def ask_cluster(self, order: str = "") -> str:
-        """Gives the cluster an order, and returns the next line that it says; empty when it has ended."""
+        """Gives the cluster an order, and returns the next line that it says; empty when it has ended or is silent."""
         assert self._cluster is not None
         process = self._cluster.process
         assert process.stdin is not None
@@ -139,7 +140,9 @@ class Rig:
         if order:
             process.stdin.write(order + "\n")
             process.stdin.flush()
-        return process.stdout.readline().strip()
+        # One line answers one order, so nothing waits in the buffer of the stream, where select would not see it.
+        readable, _, _ = select.select([process.stdout], [], [], START_LIMIT_S)
+        return process.stdout.readline().strip() if readable else ""
 
     def first_failure_ms(self, since_ms: int) -> int | None:
         """When Ray Train on the shared cluster first wrote of a failure after a time, both in unix ms; None: never."""

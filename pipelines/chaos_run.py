@@ -14,10 +14,9 @@ from pipelines.chaos_rig import Rig, Session, is_alive, kill, send, wait_until
 from pipelines.chaos_schedule import DAMAGES, Fault
 from pipelines.chaos_storage import damage_checkpoint, storage_lock
 from userrep.manifest import MANIFEST_NAME
-from userrep.training.checkpoint import checkpoint_step, list_checkpoints
+from userrep.training.checkpoint import CHECKPOINTS, checkpoint_step, list_checkpoints
 from userrep.training.fence import ATTEMPT_NAME
 from userrep.training.ledger import LEDGER_NAME, read_ledger
-from userrep.training.loop import CHECKPOINTS
 
 MAX_COMMANDS = 6
 COMMAND_LIMIT_S = 240  # assumption: five times what a command takes here, starts of Ray and a recovery included

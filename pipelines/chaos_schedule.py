@@ -18,6 +18,7 @@ MEANING: dict[Kind, str] = {
     "node": "SIGKILL of all processes of a node that trains; another node joins",
 }
 DAMAGES: tuple[Kind, ...] = ("bit_flip", "truncation")
+INTERRUPTING: frozenset[Kind] = frozenset(MEANING) - {"mlflow", "storage"}  # the others must cost no step
 LAST_STEPS = 10  # no fault in the last steps: it would come when the run is over
 
 

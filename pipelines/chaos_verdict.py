@@ -14,9 +14,8 @@ import numpy as np
 
 from userrep.data.views import ViewConfig, list_samples, manifest_row_groups, read_row_group
 from userrep.manifest import IncompleteTableError, read_manifest, verify_files
-from userrep.training.checkpoint import MODEL_FILE, checkpoint_step, list_checkpoints
+from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, checkpoint_step, list_checkpoints
 from userrep.training.ledger import LEDGER_NAME, read_ledger
-from userrep.training.loop import CHECKPOINTS
 from userrep.training.settings import PretrainConfig, open_training_stream
 from userrep.training.tracking import SPOOL_NAME, read_points
 

@@ -10,7 +10,7 @@ from userrep.data.ingest import IngestConfig
 from userrep.data.sources.catalog import SourceConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
-from userrep.training.loop import PretrainConfig, WorkersConfig, check_batch_divides
+from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides
 
 
 class EvaluateConfig(Config):

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: `shards/` -> `encoder/`, the weights with the lowest validation loss.
+"""Stage `pretrain`: `shards/` -> `encoder/`, the weights with the best retrieval of validation users.
 
 Progress lives in `runs/<hash of config and data>/`, so the same command resumes and a changed config starts anew.
 """
@@ -19,8 +19,8 @@ from userrep.config import digest_json
 from userrep.data.tokenizer import TOKENIZER_NAME
 from userrep.manifest import read_manifest
 from userrep.models.clue import Clue, count_parameters
-from userrep.training.checkpoint import MODEL_FILE, best_checkpoint
-from userrep.training.loop import CHECKPOINTS, train
+from userrep.training.checkpoint import CHECKPOINTS, DAMAGED, MODEL_FILE, best_checkpoint
+from userrep.training.launch import train
 from userrep.training.replay import RunRecord
 from userrep.training.settings import open_training_stream
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
@@ -73,6 +73,10 @@ def _export(job: Job, draft: Draft, run_dir: Path) -> None:
         f"pretrain: {speed['users_per_s']:,.0f} users/s in the median step, "
         f"{speed['input_wait_fraction']:.1%} of the time spent waiting for input"
     )
+    if (interval_s := checkpoint_interval_s(run_dir / SPOOL_NAME)) is not None:
+        job.console.say(f"pretrain: a checkpoint was due every {interval_s:.1f} s, by what one costs")
+    if damaged := sorted((run_dir / CHECKPOINTS).glob(f"{DAMAGED}*")):
+        job.console.say(f"pretrain: {len(damaged)} damaged checkpoints were passed over, see {damaged[-1]}")
 
 
 def training_curve(spool: Path) -> list[dict[str, Any]]:
@@ -102,6 +106,13 @@ def training_speed(spool: Path, global_batch_size: int) -> dict[str, float]:
         "users_per_s": round(global_batch_size / median(point["metrics"]["time/step_s"] for point in points), 1),
         "input_wait_fraction": round(wait_s / (wait_s + step_s), 4) if steps else 0.0,
     }
+
+
+def checkpoint_interval_s(spool: Path) -> float | None:
+    """Seconds from one checkpoint to the next that was due, median over a run; None when it saved fewer than two."""
+    key = "time/checkpoint_interval_s"
+    intervals = [point["metrics"][key] for point in SpoolReader(spool).read() if key in point["metrics"]]
+    return median(intervals) if intervals else None
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.mlflow_store import tracking_uri
 from userrep.publishing.connection import RegistryError, check_uri, connect, redacted
+from userrep.training.fence import patiently
 from userrep.training.follower import Follower
-from userrep.training.replay import RECORD_NAME, RunBusyError, RunRecord, find_run, send_run
+from userrep.training.replay import RECORD_NAME, RunBusyError, RunRecord, find_run, living_job, send_run
 
 if TYPE_CHECKING:  # `userrep sync-tracking` starts without torch and ray
     from pipelines.job import Job
@@ -30,22 +31,25 @@ def tracked(job: "Job", run_dir: Path, config: dict[str, Any]) -> Iterator[None]
     """
     uri = tracking_uri(job.workdir)
     check_uri(uri, create=True)
-    record = RunRecord.start(run_dir, job.config.publish.experiment, config)
-    follower = Follower(run_dir, uri)
-    status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        record.model_copy(update={"status": status}).write(run_dir)
-        if (reason := follower.finish(status)) is not None:
-            job.console.say(
-                f"pretrain: MLflow does not have all metrics ({reason}); "
-                f"they are in {run_dir}, and `userrep sync-tracking --workdir {job.workdir}` sends the rest"
-            )
+    with living_job(run_dir):
+        record = RunRecord.start(run_dir, job.config.publish.experiment, config)
+        follower = Follower(run_dir, uri)
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            ended = record.model_copy(update={"status": status})
+            reason = follower.finish(status)
+            patiently(lambda: ended.write(run_dir))
+            if reason is not None:
+                job.console.say(
+                    f"pretrain: MLflow does not have all metrics ({reason}); "
+                    f"they are in {run_dir}, and `userrep sync-tracking --workdir {job.workdir}` sends the rest"
+                )
 
 
 def sync(workdir: Path, uri: str) -> Iterator[tuple[bool, str]]:
@@ -64,7 +68,7 @@ def sync(workdir: Path, uri: str) -> Iterator[tuple[bool, str]]:
         try:
             sent = send_run(run_dir, uri, waits=False)
         except RunBusyError as error:
-            yield True, f"{error}; left to that"
+            yield False, f"{error}"
         except RegistryError as error:
             yield False, f"run {run_dir.name}: {error}"
         else:

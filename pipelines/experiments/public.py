@@ -9,9 +9,9 @@ from userrep.data.sources.parquet import ParquetSource
 from userrep.data.split import SplitConfig
 from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
-from userrep.training.loop import PretrainConfig
 from userrep.training.objective import LossConfig
 from userrep.training.optim import OptimConfig
+from userrep.training.settings import PretrainConfig
 
 DATA = Path("data")  # replaced by --data
 

@@ -6,8 +6,8 @@ from userrep.data.ingest import IngestConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
 from userrep.models.clue import ClueConfig
-from userrep.training.loop import PretrainConfig
 from userrep.training.optim import OptimConfig
+from userrep.training.settings import PretrainConfig
 
 
 def demo() -> JobConfig:

@@ -49,8 +49,11 @@ def test_a_run_that_survived_passes(tmp_path: Path) -> None:
         ("worker", Strike(""), UNDISTURBED, 1, "found nothing to hit"),
         ("stop", Strike("stopped", hang_s=HANG_LIMIT_S + 0.1), RESUMED, 1, "became an error after"),
         ("bit_flip", Strike("flipped", damaged_step=1), RESUMED, 1, "damaged checkpoint of step 1 was restored"),
-        ("mlflow", Strike("killed"), RESUMED, 1, "interrupted"),
-        ("mlflow", Strike("killed"), UNDISTURBED, 2, "interrupted"),
+        ("mlflow", Strike("killed"), RESUMED, 1, "was interrupted"),
+        ("storage", Strike("read-only"), RESUMED, 1, "was interrupted"),
+        ("mlflow", Strike("killed"), UNDISTURBED, 2, "issued again"),
+        ("worker", Strike("killed"), UNDISTURBED, 1, "not interrupted"),
+        ("worker", Strike("killed"), RESUMED, 2, "issued again"),
         ("worker", Strike("killed"), Outcome(RESUMED.lines, ALL_STEPS, b"other"), 1, "not bit-equal"),
     ],
 )
@@ -131,7 +134,14 @@ def test_a_stopped_process_is_alive_and_other_sessions_are_left_alone(tmp_path: 
     other.communicate()
 
 
-@pytest.mark.slow
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match="holds no earlier chaos"):
+        run_chaos(1, 7, tmp_path)
+    assert (tmp_path / "runs").is_dir()
+
+
+@pytest.mark.ray
 def test_five_faults_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert run_chaos(5, 7, tmp_path) == 0

@@ -18,8 +18,10 @@ from pipelines.mlflow_store import artifact_root, local_tracking_uri
 from pipelines.pretrain import training_curve
 from pipelines.run import STAGES, run
 from userrep.manifest import read_manifest
-from userrep.training.checkpoint import MODEL_FILE, list_checkpoints
-from userrep.training.loop import CHECKPOINTS, SPOOL_NAME, WorkersConfig, train
+from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, checkpoint_step, list_checkpoints
+from userrep.training.launch import train
+from userrep.training.settings import WorkersConfig
+from userrep.training.tracking import SPOOL_NAME
 
 pytestmark = [
     pytest.mark.ray,
@@ -124,7 +126,10 @@ def test_two_workers_and_an_interrupted_run_train_the_same_model(finished: Job, 
 
     # A run that stopped after step 10 goes on from there, bit for bit.
     resumed = tmp_path / "resumed"
-    shutil.copytree(tmp_path / "one", resumed, ignore=shutil.ignore_patterns("step-00000020*", "ray", SPOOL_NAME))
+    shutil.copytree(tmp_path / "one", resumed, ignore=shutil.ignore_patterns("ray", SPOOL_NAME))
+    for checkpoint in list_checkpoints(resumed / CHECKPOINTS):
+        if checkpoint_step(checkpoint) > 10:
+            shutil.rmtree(checkpoint)
     curve = run_training(finished, resumed, SMOKE, num_workers=1)
     assert [point["step"] for point in curve] == list(range(11, 21))
     final = list_checkpoints(resumed / CHECKPOINTS)[-1]

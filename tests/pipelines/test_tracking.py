@@ -73,8 +73,8 @@ def test_sync_tracking_sends_every_run_and_can_be_repeated(job: Job, dead_uri: s
     assert text.count("no answer from the MLflow server") == 2
     code, text = sync(job)
     assert code == 0
-    assert "aaaa: sent 11 values, FINISHED" in text
-    assert "bbbb: sent 11 values, KILLED" in text
+    assert "aaaa: sent 12 values, FINISHED" in text
+    assert "bbbb: sent 12 values, KILLED" in text
     code, text = sync(job)
     assert code == 0
     assert text.count("nothing was missing") == 2

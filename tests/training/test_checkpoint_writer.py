@@ -67,18 +67,17 @@ def test_what_is_saved_is_the_state_at_the_time_of_the_call(tmp_path: Path) -> N
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
-    running = threading.Semaphore(1)
+    directory, committed = tmp_path / "checkpoints", []
 
-    def alone() -> None:
-        assert running.acquire(blocking=False)
-        running.release()
+    def look() -> None:
+        committed.append([path.name[:13] for path in list_checkpoints(directory)][-1:])
 
     state = make_state()
-    with writer(tmp_path, alone) as made:
+    with writer(tmp_path, look) as made:
         for state.step in range(20):
             made.save(state, RECALL)
         made.wait()
-    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step-00000019-attempt-0001"
+    assert committed == [[], *([f"step-{step:08d}"] for step in range(19))]  # each began when the last one was whole
 
 
 @pytest.mark.parametrize("how", ["poll", "save", "wait"])
@@ -103,6 +102,35 @@ def test_a_short_outage_delays_the_checkpoint_alone(tmp_path: Path, monkeypatch:
         made.save(make_state(), RECALL)
         made.wait()
     assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_an_outage_is_no_reason_to_save_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence, "RETRY_INTERVAL_S", 0.0)
+    clock, outage = Clock(), iter([10.0, 10.0, 0.5])
+
+    def take() -> None:
+        seconds = next(outage)
+        clock.now += seconds
+        if seconds > 1:
+            fail()
+
+    with writer(tmp_path, take, clock) as made:
+        made.save(make_state(), RECALL)
+        made.wait()
+        assert made.write_s == 0.5
+
+
+def test_what_is_urgent_is_saved_unless_a_checkpoint_is_on_its_way(tmp_path: Path) -> None:
+    may_write = threading.Event()
+    with writer(tmp_path, lambda: None if may_write.wait(LIMIT_S) else fail()) as made:
+        assert made.is_due(is_urgent=True)
+        made.save(make_state(), RECALL)
+        assert not made.is_due(is_urgent=True)
+        may_write.set()
+        made.wait()
+        made.write_s = 1.0
+        assert made.is_due(is_urgent=True)
+        assert not made.is_due()
 
 
 def test_a_replaced_attempt_is_told(tmp_path: Path) -> None:

@@ -1,19 +1,20 @@
 """The ledger: what it holds, and what it refuses."""
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userrep.training.ledger import LEDGER_NAME, Ledger, ReplayMismatchError, read_ledger
+from userrep.training.ledger import LEDGER_NAME, Ledger, ReplayMismatchError, append_line, read_ledger
 
 
 def append(path: Path, attempt: int, steps: range, salt: str = "") -> None:
-    ledger = Ledger(path, attempt, steps.start - 1)
-    for step in steps:
-        ledger.append(step, f"hash {step}{salt}", 8 * step, 1000 + step, 1 / step)
-    ledger.close()
+    with closing(Ledger(path, attempt, steps.start - 1)) as ledger:
+        for step in steps:
+            ledger.append(step, f"hash {step}{salt}", 8 * step, 1000 + step, 1 / step)
 
 
 @given(stops=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 60)), max_size=5))
@@ -52,3 +53,23 @@ def test_a_step_with_other_samples_than_before_is_refused(tmp_path: Path) -> Non
 
 def test_no_ledger_is_an_empty_one(tmp_path: Path) -> None:
     assert read_ledger(tmp_path / LEDGER_NAME) == []
+
+
+class FullDisk:
+    """Takes a few bytes of every write, as a disk that is nearly full does."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: bytes) -> int:
+        return self._stream.write(text[:7])
+
+
+def test_a_write_that_takes_a_part_goes_on(tmp_path: Path) -> None:
+    with (tmp_path / LEDGER_NAME).open("ab+", buffering=0) as stream:
+        for step in (1, 2):
+            append_line(cast(Any, FullDisk(stream)), {"step": step, "what": "x" * 40})
+    assert [line["step"] for line in read_ledger(tmp_path / LEDGER_NAME)] == [1, 2]

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,18 +26,26 @@ from userrep.data.views import ViewConfig
 from userrep.manifest import Manifest, read_manifest, write_manifest
 from userrep.models.clue import ClueConfig
 from userrep.training import loop
-from userrep.training.checkpoint import MODEL_FILE, STATE_FILE, list_checkpoints, restore_checkpoint
+from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, STATE_FILE, list_checkpoints, restore_checkpoint
 from userrep.training.encoding import MemoryConfig
 from userrep.training.fence import ATTEMPT_NAME, StaleAttemptError, take_over
+from userrep.training.launch import TrainingError, train
 from userrep.training.ledger import LEDGER_NAME, read_ledger
-from userrep.training.loop import CHECKPOINTS, TrainingError, build_state, check_batch_divides, train
+from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import MixConfig, PretrainConfig, WorkersConfig, open_training_stream
+from userrep.training.settings import (
+    MixConfig,
+    PretrainConfig,
+    WorkersConfig,
+    check_batch_divides,
+    open_training_stream,
+)
 from userrep.training.state import TrainState, train_step
 
 VOCAB_SIZE = 1010
 NUM_STEPS = 14
+RESTART_LIMIT_S = 60  # assumption: the start of a worker group takes less, on a busy machine too
 CONFIG = PretrainConfig(
     model=ClueConfig(dim=8, num_heads=2),
     views=ViewConfig(kinds=("service",), max_events=6),
@@ -142,6 +152,11 @@ def stop_self(_: Path) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def hang(_: Path) -> None:
+    while True:
+        time.sleep(1)
+
+
 def fail(_: Path) -> None:
     raise RuntimeError("as planned")
 
@@ -156,6 +171,10 @@ def killed_worker(settings: dict[str, Any]) -> str | None:
 
 def stopped_worker(settings: dict[str, Any]) -> str | None:
     return disturbed(settings, 6, stop_self)
+
+
+def hung_worker(settings: dict[str, Any]) -> str | None:
+    return disturbed(settings, 6, hang)
 
 
 def replaced_worker(settings: dict[str, Any]) -> str | None:
@@ -210,13 +229,19 @@ def test_a_killed_worker_leaves_no_trace_also_with_a_mixture(
 @pytest.mark.ray
 @pytest.mark.slow
 @on_ray
-def test_a_stopped_worker_is_given_up(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train_worker", stopped_worker)
-    train(shards, tmp_path, CONFIG, workers((2, 2)))
+@pytest.mark.parametrize(("worker", "count"), [(stopped_worker, 2), (hung_worker, 1)])
+def test_a_worker_that_hangs_is_given_up_within_30_s(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Any, count: int
+) -> None:
+    monkeypatch.setattr(loop, "train_worker", worker)
+    train(shards, tmp_path, CONFIG, workers((count, count)))
     lines = read_ledger(tmp_path / LEDGER_NAME)
     assert {line["attempt"] for line in lines} == {1, 2}
     _, hashes, _ = undisturbed(shards)
     assert {line["step"]: line["batch_hash"] for line in lines} == dict(enumerate(hashes, start=1))
+    # Mostly the start of the next group, 5 to 20 s here, comes on top of the 30 s.
+    restarted = next(after["time_ms"] - before["time_ms"] for before, after in pairwise(lines) if after["attempt"] == 2)
+    assert restarted < 1000 * (30 + RESTART_LIMIT_S)
 
 
 @pytest.mark.ray

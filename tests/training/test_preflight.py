@@ -15,11 +15,12 @@ from userrep.training.preflight import (
     STEP_BYTES,
     Node,
     check_disk,
+    check_gpus,
     check_memory,
     check_storage,
     inspect_nodes,
     memory_limit,
-    reserved_cpus,
+    reserve_cpus,
 )
 
 
@@ -27,16 +28,41 @@ def node(name: str, memory_mib: int = 8192, blind_to: tuple[Path, ...] = (), is_
     return Node(name, 2.0, memory_mib * MIB, blind_to, is_shared)
 
 
-@given(num_workers=st.integers(1, 50), cpus=st.integers(2, 64))
-def test_a_cpu_is_left_for_the_input(num_workers: int, cpus: int) -> None:
-    reserved = reserved_cpus(num_workers, cpus)
-    assert 0 < reserved <= 1
-    assert cpus - num_workers * reserved >= 1 - 1e-9
+def place(num_workers: int, cpus: float, strategy: str, free: list[float]) -> list[float]:
+    """What Ray leaves on the nodes: packed, it fills one after another; spread, it takes that with fewest workers."""
+    left, used = list(free), [0] * len(free)
+    for _ in range(num_workers):
+        fitting = [node for node, room in enumerate(left) if room >= cpus - 1e-9]
+        key = (lambda node: -used[node]) if strategy == "PACK" else (lambda node: used[node])
+        chosen = min(fitting, key=key)
+        left[chosen] -= cpus
+        used[chosen] += 1
+    return left
 
 
-def test_a_cluster_without_a_cpu_for_the_input_is_refused() -> None:
-    with pytest.raises(ConfigError, match="has 1 CPU"):
-        reserved_cpus(1, 1)
+@given(num_workers=st.integers(1, 40), free=st.lists(st.integers(1, 16).map(float), min_size=1, max_size=5))
+def test_a_node_keeps_a_whole_cpu_for_the_input(num_workers: int, free: list[float]) -> None:
+    if sum(free) < 2:
+        with pytest.raises(ConfigError, match="has 1 CPU"):
+            reserve_cpus(num_workers, free)
+        return
+    cpus, strategy = reserve_cpus(num_workers, free)
+    assert 0 < cpus <= 1
+    assert max(place(num_workers, cpus, strategy, free)) >= 1 - 1e-9
+
+
+def test_workers_are_spread_where_there_is_room() -> None:
+    assert reserve_cpus(4, [16.0] * 4) == (1.0, "SPREAD")
+    assert reserve_cpus(8, [2.0] * 4) == (0.5, "SPREAD")
+    assert reserve_cpus(2, [2.0]) == (0.5, "SPREAD")
+    assert reserve_cpus(6, [2.0, 2.0]) == (0.5, "PACK")  # spread, two nodes would have half a CPU each
+
+
+def test_missing_gpus_are_an_error() -> None:
+    check_gpus(2, 2, use_gpu=True)
+    check_gpus(2, 0, use_gpu=False)
+    with pytest.raises(ConfigError, match="2 workers, and the Ray cluster has 1 GPUs"):
+        check_gpus(2, 1, use_gpu=True)
 
 
 @given(

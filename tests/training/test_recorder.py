@@ -9,7 +9,7 @@ from tests.support.tiny_run import make_state, new_attempt, run_steps
 from userrep.training.checkpoint import list_checkpoints
 from userrep.training.fence import Attempt, StaleAttemptError
 from userrep.training.ledger import LEDGER_NAME, read_ledger
-from userrep.training.recorder import Recorder, write_evidence
+from userrep.training.recorder import Recorder, evidence_path, write_evidence
 from userrep.training.state import NonFiniteLossError, TrainState
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
@@ -49,12 +49,15 @@ def test_every_step_is_recorded_and_validated_ones_are_saved(tmp_path: Path) -> 
     assert len(saved) == 2
 
 
-def test_an_urgent_checkpoint_is_on_disk_at_once(tmp_path: Path) -> None:
+def test_an_urgent_checkpoint_does_not_wait_until_one_is_due(tmp_path: Path) -> None:
     made, state = recorder(new_attempt(tmp_path)), make_state()
     step(state, made)
     for _ in range(3):
+        made.writer.wait()
+        made.writer.write_s = 1e6  # none is due for days
         (metrics,) = run_steps(state, state.step + 1, NUM_STEPS)
         made.record(state, metrics, is_urgent=True)
+        made.writer.wait()
         assert list_checkpoints(tmp_path / "checkpoints")[-1].name == f"step-0000000{state.step}-attempt-0001"
     made.close()
 
@@ -87,7 +90,9 @@ def test_evidence_names_the_step_and_the_users(tmp_path: Path) -> None:
     state.model.token_embedding.weight.data[:] = float("nan")
     with pytest.raises(NonFiniteLossError) as caught:
         run_steps(state, 1, NUM_STEPS)
-    path = write_evidence(new_attempt(tmp_path), caught.value)
+    attempt = new_attempt(tmp_path)
+    write_evidence(attempt, caught.value)
+    path = evidence_path(attempt, caught.value)
     assert path.name == "non-finite-step-00000000.json"
     evidence = json.loads(path.read_text())
     assert evidence["step"] == 0

@@ -50,13 +50,18 @@ def make_run_dir(parent: Path) -> Path:
 
 
 def train(run_dir: Path, first: int, last: int, started_ms: int = 10**6) -> None:
-    """An attempt that takes the steps first..last; it validates at every third."""
+    """An attempt that takes the steps first..last; it validates at every third, and saves at steps of its own."""
     spool = MetricSpool(run_dir / SPOOL_NAME)
     for step in range(first, last + 1):
         metrics = {"train/loss": 1 / step, "time/step_s": (started_ms % 97 + step) / 64}
         if step % 3 == 0:
             metrics["val/loss"] = float("nan") if step % 2 else 2 / step
-        spool.write(step, started_ms + step, metrics, is_durable=step % 3 == 0)
+        if (step + started_ms // 10**5) % 4 == 0:
+            metrics["time/checkpoint_stall_s"] = step / 8
+        spool.write(step, started_ms + step, metrics)
+        if step % 3 == 0:  # before the checkpoint is committed
+            with (run_dir / SPOOL_NAME).open("rb") as stream:
+                os.fsync(stream.fileno())
     spool.close()
 
 
@@ -65,17 +70,16 @@ def live(run_dir: Path) -> Replay:
 
 
 def expected_points(spool: Path) -> set[tuple]:
-    """The first point of every step of every metric, by the plainest of readers."""
-    first: dict[tuple[str, int], tuple] = {}
+    """Values of the first point of every step, by the plainest of readers."""
+    first: dict[int, list[tuple]] = {}
     for line in spool.read_text().split("\n")[:-1]:
         if not line.endswith("}}"):
             continue  # torn
         point = json.loads(line)
-        for key, value in point["metrics"].items():
-            if (key, point["step"]) not in first:
-                kept = "nan" if value != value else value
-                first[key, point["step"]] = (key, kept, point["step"], point["time_ms"])
-    return set(first.values())
+        step, time_ms = point["step"], point["time_ms"]
+        values = [(k, "nan" if v != v else v, step, time_ms) for k, v in point["metrics"].items()]
+        first.setdefault(step, values)
+    return {value for values in first.values() for value in values}
 
 
 def assert_all_there(run: FakeRun, spool: Path) -> None:
@@ -193,7 +197,7 @@ def test_batches_are_as_large_as_mlflow_takes_them(mlflow: FakeMlflow, run_dir: 
     train(run_dir, 1, 1000)
     live(run_dir).flush()
     sizes = mlflow.batch_sizes[1:]  # the first one holds the parameters
-    assert sum(sizes) == 2 * 1000 + 333
+    assert sum(sizes) == 2 * 1000 + 333 + 250
     assert max(sizes) <= BATCH_METRICS
     assert len(sizes) == 3
 
@@ -259,7 +263,7 @@ def test_mlflow_away_for_the_whole_run_is_said_at_the_end(mlflow: FakeMlflow, ru
     mlflow.is_down = True
     assert follow(live(run_dir), Job(run_dir, 20).wait) == "no answer"
     mlflow.is_down = False
-    assert send_run(run_dir, URI, waits=False).num_values == 2 * 20 + 6
+    assert send_run(run_dir, URI, waits=False).num_values == 2 * 20 + 6 + 5
     assert_all_there(mlflow.runs[0], run_dir / SPOOL_NAME)
 
 

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
 
-from userrep.training import tracking
 from userrep.training.tracking import MetricSpool, SpoolReader, read_points
 
 
@@ -25,7 +23,7 @@ def steps_in(path: Path) -> list[int]:
 def test_points_come_back_as_they_were_written(tmp_path: Path) -> None:
     spool = MetricSpool(tmp_path / "new" / "spool")
     written = {"a/b": 0.1 + 0.2, "nan": math.nan, "inf": -math.inf}
-    spool.write(3, 1234, written, is_durable=True)
+    spool.write(3, 1234, written)
     spool.close()
     (point,) = SpoolReader(tmp_path / "new" / "spool").read()
     assert point == {"step": 3, "time_ms": 1234, "metrics": pytest.approx(written, rel=0, nan_ok=True)}
@@ -127,15 +125,3 @@ def test_a_write_that_storage_refused_can_be_repeated(tmp_path: Path, room: int)
     spool.close()
     assert spool._stream is real
     assert steps_in(tmp_path / "spool") == [1, 2, 3, 4]
-
-
-def test_a_durable_point_is_on_the_disk_with_all_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, synced = tmp_path / "spool", []
-    monkeypatch.setattr(tracking.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    spool = MetricSpool(path)
-    spool.write(1, 0, {"loss": 0.25})
-    assert synced == []
-    spool.write(2, 0, {"loss": 0.25}, is_durable=True)
-    assert synced == [path.stat().st_size]
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
-    spool.close()

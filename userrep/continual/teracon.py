@@ -1,6 +1,6 @@
 """TERACON: relation-aware soft masks, and retention of past tasks by pseudo-labels on sampled users.
 
-Source: Kim et al., KDD 2023 (arXiv 2306.11304 numbering of equations), and Sein-Kim/TERACON@b48e074. Where they
+Source: Kim et al., KDD 2023 (arXiv 2306.01792), and Sein-Kim/TERACON@b48e074. Where they
 differ the code is followed: a past task is rehearsed under its own mask, masks of all other known tasks take part, and
 relation maps are made anew for every task.
 Differs from the code: at least one user of every batch rehearses each past task (there int(B rho) is 0 for B < 405 and

@@ -8,6 +8,8 @@ Differs: computes no position twice and none that is not needed (`models/causal.
 Legend: `B` users, `L` positions of a history, `N` positions that are computed, `D` width, `V` items.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -84,11 +86,37 @@ class Block(nn.Module):
         self, x_ND: torch.Tensor, first: CausalLayer, second: CausalLayer, adapt: Adapter | None, point: int
     ) -> torch.Tensor:
         """Args: point is the number of the block's first mask point. Returns the positions of `second`, (N', D)."""
-        hidden_ND = F.relu(self.norm1(self.conv1(_read(x_ND, first))))
-        hidden_ND = hidden_ND if adapt is None else adapt(point, hidden_ND)
-        hidden_ND = F.relu(self.norm2(self.conv2(_read(hidden_ND, second))))
+        first_ND = F.relu(self.norm1(_convolve(self.conv1, x_ND, first)))
+        changes = () if adapt is None else (partial(adapt, point),)
+        hidden_ND = F.relu(self.norm2(_convolve(self.conv2, first_ND, second, *changes)))
         hidden_ND = hidden_ND if adapt is None else adapt(point + 1, hidden_ND)
-        return F.embedding(first.kept[second.kept], x_ND) + hidden_ND
+        if len(hidden_ND) < len(x_ND):
+            x_ND = F.embedding(first.kept[second.kept], x_ND)
+        return x_ND + hidden_ND
+
+
+def _convolve(
+    conv: nn.Linear,
+    x_ND: torch.Tensor,
+    layer: CausalLayer,
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda x_ND: x_ND,
+) -> torch.Tensor:
+    """A convolution of what `change` makes of its input, (N_out, D).
+
+    For the backward pass it keeps the input, not what is made of it, nor the three copies of that which it reads.
+    """
+    read_NX = _read(change(x_ND), layer)
+    source_ND, address = x_ND.detach(), read_NX.data_ptr()  # the hooks must not keep the copies themselves
+
+    def pack(saved: torch.Tensor) -> torch.Tensor | None:
+        return None if saved.data_ptr() == address else saved
+
+    def unpack(kept: torch.Tensor | None) -> torch.Tensor:
+        with torch.no_grad():
+            return _read(change(source_ND), layer) if kept is None else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return conv(read_NX)
 
 
 def _read(x_ND: torch.Tensor, layer: CausalLayer) -> torch.Tensor:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,11 @@ from userrep.manifest import (
 from userrep.training.fence import Attempt
 from userrep.training.state import TrainState
 
+CHECKPOINTS = "checkpoints"  # in the run directory
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+DAMAGED, REMOVED = "damaged-", ".removed-"  # prefixes of names
 BEST_METRIC = "val/recall_at_10"
 
 
@@ -93,7 +96,9 @@ def write_checkpoint(
     for old in list_checkpoints(directory)[:-keep]:
         if old != best:
             attempt.check()
-            shutil.rmtree(old)
+            removed = old.with_name(f"{REMOVED}{old.name}")
+            old.rename(removed)  # a kill must not leave half a checkpoint
+            shutil.rmtree(removed)
     return target
 
 
@@ -127,15 +132,17 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def recover_checkpoint(directory: Path) -> Path | None:
-    """As `latest_checkpoint`, and removes what is newer, and what killed attempts had not committed.
+    """As `latest_checkpoint`; puts what is newer aside, and removes what killed attempts had not committed.
 
-    A damaged checkpoint would otherwise count among the newest that are kept, and push out the ones that replace it.
-    Call it when no other attempt may write.
+    A damaged checkpoint would otherwise count among the newest that are kept, and push out the ones that replace it. It
+    stays on disk, for people: what cannot be read here and now may not be lost. Call it when no other attempt may
+    write.
     """
     latest = latest_checkpoint(directory)
     checkpoints = list_checkpoints(directory)
-    damaged = checkpoints[checkpoints.index(latest) + 1 :] if latest else checkpoints
-    for path in [*damaged, *directory.glob(".step-*")]:
+    for damaged in checkpoints[checkpoints.index(latest) + 1 :] if latest else checkpoints:
+        damaged.rename(damaged.with_name(f"{DAMAGED}{time.time_ns()}-{damaged.name}"))
+    for path in [*directory.glob(".step-*"), *directory.glob(f"{REMOVED}*")]:
         shutil.rmtree(path)
     return latest
 

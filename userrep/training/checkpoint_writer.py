@@ -43,9 +43,9 @@ class CheckpointWriter:
         """Seconds from one checkpoint to the next that is due; 0 before the first one has shown what it costs."""
         return (self.stall_s + self.write_s) / MAX_SHARE
 
-    def is_due(self) -> bool:
-        """Whether none is on its way and the last one was long enough ago."""
-        return self._pending is None and self._clock() >= self._last_start + self.interval_s
+    def is_due(self, is_urgent: bool = False) -> bool:
+        """Whether none is on its way, and the last one was long enough ago or another one is urgent."""
+        return self._pending is None and (is_urgent or self._clock() >= self._last_start + self.interval_s)
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Starts a checkpoint of a state as it is now; waits first for one that is on its way.
@@ -76,11 +76,10 @@ class CheckpointWriter:
         self._executor.shutdown()
 
     def _write(self, snapshot: Snapshot, metrics: dict[str, float]) -> None:
-        started = self._clock()
-
         def write() -> None:
+            started = self._clock()  # of the try that succeeds: an outage says nothing of what a checkpoint costs
             self._before_commit()
             write_checkpoint(self._directory, snapshot, self._config, metrics, self._keep, self._attempt)
+            self.write_s = self._clock() - started
 
         patiently(write)
-        self.write_s = self._clock() - started

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from userrep.manifest import write_json
+from userrep.training.ledger import append_line, read_ledger
 
 T = TypeVar("T")
 
 ATTEMPT_NAME = "attempt.json"
-STORAGE_PATIENCE_S = 15.0  # below the default of `workers.timeout_s`, after which other workers give this one up
+FAILURES_NAME = "failures.jsonl"  # errors of workers, for people, and for the message when a run is given up
+STORAGE_PATIENCE_S = 15.0  # below `workers.timeout_s`, after which other workers give this one up
 RETRY_INTERVAL_S = 0.5
 
 
@@ -55,6 +57,37 @@ class Attempt:
                 "the run now. Nothing is lost; end one of the two jobs if you started both"
             )
 
+    def begin(self) -> None:
+        """Says that a worker of this attempt was started."""
+        self.check()
+        self._mark.touch()
+
+    def end(self) -> bool:
+        """Takes note of the end of this attempt. Returns whether a worker of it was started."""
+        had_begun = self._mark.exists()
+        self._mark.unlink(missing_ok=True)
+        return had_begun
+
+    def note_failure(self, rank: int, error: Exception) -> None:
+        """Keeps why a worker failed, as far as storage and fence allow."""
+        try:
+            self.check()
+            with (self.run_dir / FAILURES_NAME).open("ab+", buffering=0) as stream:
+                what = f"{type(error).__name__}: {error}"
+                append_line(stream, {"attempt": self.number, "rank": rank, "time_ms": _now_ms(), "error": what})
+        except (OSError, StaleAttemptError):
+            return
+
+    @property
+    def _mark(self) -> Path:
+        return self.run_dir / f".attempt-{self.number}"
+
+
+def last_failure(run_dir: Path) -> str:
+    """The last error of a worker, in words."""
+    lines = read_ledger(run_dir / FAILURES_NAME)
+    return "worker {rank} of attempt {attempt}: {error}".format(**lines[-1]) if lines else "a worker was killed"
+
 
 def take_over(run_dir: Path, job: str) -> None:
     """Gives the run to a job: attempts of other jobs may not write any more from here on."""
@@ -73,7 +106,8 @@ def start_attempt(run_dir: Path, job: str, choose_checkpoint: Callable[[], str |
     Raises:
         StaleAttemptError: another job has the run.
     """
-    started = Attempt(run_dir, current_attempt(run_dir, job).number + 1, job, None)
+    before = current_attempt(run_dir, job)
+    started = Attempt(run_dir, before.number + 1, job, None)
     _write(started)
     attempt = Attempt(run_dir, started.number, job, choose_checkpoint())
     _write(attempt)
@@ -109,6 +143,10 @@ def patiently(action: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise
         time.sleep(RETRY_INTERVAL_S)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _read(run_dir: Path) -> Attempt | None:

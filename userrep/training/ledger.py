@@ -2,6 +2,7 @@
 
 import json
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class Ledger:
         """Args: attempt is the number that the lines carry, start_step the steps taken before it."""
         self.path, self._attempt = path, attempt
         self._known = {line["step"]: line["batch_hash"] for line in read_ledger(path) if line["step"] > start_step}
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._stream = path.open("ab+", buffering=0)
 
     def append(self, step: int, batch_hash: str, samples_seen: int, time_ms: int, loss: float) -> None:
         """Adds a line.
@@ -40,14 +41,29 @@ class Ledger:
                 "The shards or the code have changed under the run; start it anew in another working directory"
             )
         line = {"attempt": self._attempt, "step": step, "batch_hash": batch_hash, "samples_seen": samples_seen}
-        text = json.dumps({**line, "time_ms": time_ms, "loss": loss}) + "\n"
-        size = os.fstat(self._file).st_size
-        is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"  # by a kill or a full disk
-        os.write(self._file, (("\n" if is_torn else "") + text).encode())
+        append_line(self._stream, {**line, "time_ms": time_ms, "loss": loss})
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        self._stream.close()
+
+
+def append_line(stream: FileIO, values: dict[str, Any]) -> None:
+    """Appends a line of JSON, whole.
+
+    Args:
+        stream: unbuffered, opened for appending and reading.
+        values: of the line.
+
+    Raises:
+        OSError: the storage does not take it. It may be called again: what is there of the line is passed over.
+    """
+    text = (json.dumps(values) + "\n").encode()
+    size = os.fstat(stream.fileno()).st_size
+    if size and os.pread(stream.fileno(), 1, size - 1) != b"\n":
+        text = b"\n" + text  # a kill or a full disk has torn the last line
+    while text:
+        text = text[stream.write(text) :]
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The training loop on Ray Train: restore, iterate, step, validate, record. Ray Train is known here, and to preflight.
+"""The training loop, in every worker: restore, iterate, step, validate, record.
 
 Nothing is reported to Ray Train: a report is a barrier that takes two seconds, and what it would keep (checkpoints,
 metrics) is in the run directory, where a run continues whatever has become of its cluster.
@@ -8,7 +8,6 @@ import faulthandler
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -20,171 +19,51 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from userrep.data.batch import UserBatch, from_table
 from userrep.data.pool import Pool, load_pool
-from userrep.data.stream import TrainingStream, execution_options
 from userrep.data.tokenizer import read_idf
 from userrep.losses.gather import rank, world_size
 from userrep.manifest import Manifest, read_manifest
-from userrep.models.clue import Clue, count_parameters
-from userrep.training.checkpoint import checkpoint_step, latest_checkpoint, recover_checkpoint, restore_checkpoint
-from userrep.training.fence import StaleAttemptError, current_attempt, patiently, start_attempt, take_over
+from userrep.models.clue import Clue
+from userrep.training.checkpoint import CHECKPOINTS, restore_checkpoint
+from userrep.training.fence import Attempt, current_attempt, patiently
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import build_optimizer
-from userrep.training.preflight import check_disk, check_memory, check_storage, inspect_nodes, reserved_cpus
-from userrep.training.recorder import Recorder, write_evidence
-from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides, open_training_stream
+from userrep.training.recorder import Recorder, evidence_path, write_evidence
+from userrep.training.settings import PretrainConfig, WorkersConfig
 from userrep.training.state import NonFiniteLossError, TrainState, train_step
 from userrep.training.tracking import SPOOL_NAME
 from userrep.training.validation import validate
 
 logger = logging.getLogger("ray.train.userrep")  # below Ray Train's logger, which writes to the run's log files
 
-CHECKPOINTS = "checkpoints"
 PREFETCH_BATCHES = 4
 PREEMPTION_INTERVAL_S = 5.0  # between looks for a notice; Ray's own watcher looks as often
 START_TIMEOUT_S = 300  # until all workers have taken a step: imports, restoring, the start of Ray Data
-STALL_FACTOR = 15
-
-
-class TrainingError(RuntimeError):
-    """A worker failed, again and again; the message names the first worker's exception."""
-
-
-def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersConfig) -> None:
-    """Runs (or resumes) a pretraining run to its last step; checkpoints and metrics are left in `run_dir`.
-
-    Args:
-        shards: tokenized shards, absolute path that all nodes share.
-        run_dir: absolute path that all nodes share; one run config only.
-        config: the run.
-        workers: where it runs.
-
-    Raises:
-        ConfigError: the run cannot start here.
-        StaleAttemptError: another call of this function has taken the run over.
-        TrainingError: it started and failed; what it reached stays in its last checkpoint.
-    """
-    check_batch_divides(config, workers)
-    if checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS)) == config.num_steps:
-        return
-    stream = open_training_stream(shards, config)
-    cpus = _preflight(stream.directories, run_dir, config, workers, read_manifest(shards))
-    job = uuid.uuid4().hex
-    patiently(lambda: take_over(run_dir, job))
-    for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"):
-        os.environ[name] = str(workers.timeout_s)  # Ray Train has no arguments for them
-    settings = {
-        "shards": str(shards),
-        "run_dir": str(run_dir),
-        "job": job,
-        "config": config.model_dump(mode="json"),
-        "workers": workers.model_dump(mode="json"),
-    }
-    trainer = _make_trainer(settings, run_dir, workers, stream, cpus)
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _explain(error) from error
-    if result.return_value is not None:
-        raise TrainingError(str(result.return_value))
-
-
-def _explain(error: Exception) -> Exception:
-    """What a failure of Ray Train means to the caller of `train`."""
-    if isinstance(error, ray.train.WorkerGroupError):
-        failures = [(f"worker {rank_} failed", cause) for rank_, cause in sorted(error.worker_failures.items())]
-    else:
-        failures = [("the workers could not be started", getattr(error, "controller_failure", error))]
-    stale = [cause for _, cause in failures if isinstance(cause, StaleAttemptError)]
-    return stale[0] if stale else TrainingError("{}: {}".format(*failures[0]))
-
-
-def _make_trainer(
-    settings: dict[str, Any], run_dir: Path, workers: WorkersConfig, stream: TrainingStream, cpus: float
-) -> ray.train.torch.TorchTrainer:
-    return ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=settings,
-        scaling_config=ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker={"CPU": cpus}
-        ),
-        torch_config=ray.train.torch.TorchConfig(timeout_s=START_TIMEOUT_S),
-        # A name of its own for every call: Ray Train must not restore anything, the run's own checkpoints do.
-        run_config=RunConfig(
-            name=f"attempt-{time.time_ns()}",
-            storage_path=str(run_dir / "ray"),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-        ),
-        datasets={"train": cast(Any, partial(_start_group, run_dir, settings["job"]))},
-        dataset_config=_Dealer(stream),
-    )
-
-
-def _preflight(
-    sources: tuple[Path, ...], run_dir: Path, config: PretrainConfig, workers: WorkersConfig, manifest: Manifest
-) -> float:
-    """Refuses what cannot run here. Returns the CPUs that each worker reserves."""
-    fewest, most = workers.bounds
-    cpus = reserved_cpus(most, ray.cluster_resources().get("CPU", 0))
-    with torch.device("meta"):
-        num_parameters = count_parameters(Clue(config.model, manifest.facts["vocab_size"]))["total"]
-    nodes = inspect_nodes(run_dir, sources)
-    check_storage(run_dir, sources, nodes)
-    check_memory(num_parameters, workers.memory.budget_mib, fewest, nodes, workers.use_gpu)
-    check_disk(num_parameters, config.keep_checkpoints, run_dir)
-    return cpus
-
-
-def _start_group(run_dir: Path, job: str) -> int:
-    """Starts an attempt. Ray Train's controller calls it before every start of a worker group.
-
-    Returns:
-        The step at which the attempt starts.
-    """
-    # Read by the controller, in whose process this runs: a worker that is lost cannot leave its process group in order.
-    os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
-    checkpoints = run_dir / CHECKPOINTS
-
-    def choose_checkpoint() -> str | None:
-        found = recover_checkpoint(checkpoints)
-        return found.name if found else None
-
-    attempt = patiently(lambda: start_attempt(run_dir, job, choose_checkpoint))
-    return checkpoint_step(checkpoints / attempt.checkpoint if attempt.checkpoint else None)
-
-
-class _Dealer(DataConfig):
-    """Deals a stream to as many workers as a group has: Ray Train tells their number nowhere else in time."""
-
-    def __init__(self, stream: TrainingStream) -> None:
-        super().__init__(datasets_to_split=["train"], execution_options=execution_options())
-        self._stream = stream
-
-    def configure(
-        self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
-    ) -> list[dict[str, ray.data.DataIterator]]:
-        """Called once per start of a worker group; what `_start_group` returned stands in the place of a dataset."""
-        dataset = self._stream.dataset(world_size, start_step=datasets["train"])
-        return super().configure({"train": dataset}, world_size, worker_handles, worker_node_ids, **kwargs)
+SLOW_FACTOR = 10  # a step may take so many times as long as the longest one before it
+GRACE_S = 3  # by which a collective's own limit, whose error says more, comes first
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
     """What every worker runs. Returns why the run has to end, where starting again could not help; None: it is done."""
     _end_after(START_TIMEOUT_S)
+    attempt = current_attempt(Path(settings["run_dir"]), settings["job"])
     try:
-        return _work(settings)
+        attempt.begin()
+        return _work(settings, attempt)
+    except Exception as error:
+        attempt.note_failure(rank(), error)  # the controller may have to say why it gives up
+        raise
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _work(settings: dict[str, Any]) -> str | None:
+def _work(settings: dict[str, Any], attempt: Attempt) -> str | None:
     config, workers = PretrainConfig.parse(settings["config"]), WorkersConfig.parse(settings["workers"])
-    shards, run_dir = Path(settings["shards"]), Path(settings["run_dir"])
-    attempt = current_attempt(run_dir, settings["job"])
+    shards, run_dir = Path(settings["shards"]), attempt.run_dir
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
     manifest = read_manifest(shards)
@@ -201,7 +80,9 @@ def _work(settings: dict[str, Any]) -> str | None:
     try:
         _take_steps(config, workers, state, pool, recorder)
     except NonFiniteLossError as error:  # the same steps would lead to it again
-        return f"{error}. What is known is in {write_evidence(attempt, error)}"
+        if rank() == 0:
+            patiently(partial(write_evidence, attempt, error))
+        return f"{error}. What is known is in {evidence_path(attempt, error)}"
     finally:
         if recorder is not None:
             recorder.close()
@@ -216,7 +97,8 @@ def _take_steps(
         # Blocks that the first steps leave out have no gradient there.
         parallel_strategy_kwargs={"find_unused_parameters": config.optim.bag_steps > 0},
     )
-    is_first, notice = True, _Notice()
+    patient_group = _patient_group() if world_size() > 1 else None
+    is_first, notice, watchdog = True, _Notice(), _Watchdog(workers.timeout_s)
     waiting_since = time.perf_counter()
     for batch in _batches():
         if batch.step != state.step:
@@ -228,22 +110,34 @@ def _take_steps(
             logger.info("%s, chunks of %d", clue.describe(), metrics["train/chunk_size"])
             if world_size() > 1:
                 _set_pg_timeout(timedelta(seconds=workers.timeout_s))
-            is_first = False
-        _end_after(STALL_FACTOR * workers.timeout_s)
+        watchdog.saw(ended - (started if is_first else waiting_since))
+        is_first = False
         metrics["time/input_wait_s"] = started - waiting_since
         metrics["time/step_s"] = ended - started
         for what in ("users", "tokens"):
             metrics[f"train/{what}_per_s"] = metrics.pop(f"train/{what}") / (ended - started)
-        if state.step == config.num_steps or state.step % config.validate_every == 0:
+        is_validated = state.step == config.num_steps or state.step % config.validate_every == 0
+        if is_validated:
+            _end_after(START_TIMEOUT_S)
             metrics |= validate(state.model, pool)
         is_new_notice = notice.look(state.time_s)
         if recorder is not None:
             recorder.record(state, metrics, is_urgent=is_new_notice)
+        if is_validated and patient_group is not None:
+            dist.barrier(patient_group)  # rank 0 may have to wait for its disk, longer than others wait in a step
+        watchdog.expect_a_step(is_of_another_kind=state.step == config.optim.bag_steps)
         waiting_since = time.perf_counter()
     if state.step != config.num_steps:
         raise RuntimeError(f"the stream ended after step {state.step} of {config.num_steps}")
     if recorder is not None:
+        _end_after(START_TIMEOUT_S)
         recorder.finish()
+
+
+def _patient_group() -> dist.ProcessGroup:
+    group = dist.new_group(timeout=timedelta(seconds=START_TIMEOUT_S))
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
 
 
 def _batches() -> Iterator[UserBatch]:
@@ -256,6 +150,22 @@ def _batches() -> Iterator[UserBatch]:
     )
     for table in blocks:
         yield from_table(cast(pa.Table, table))
+
+
+class _Watchdog:
+    """Ends this process when it takes far longer to its next step than it has ever taken: something hangs."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s, self._longest_s = timeout_s, 0.0
+
+    def saw(self, seconds: float) -> None:
+        """Args: seconds that a step took, with the wait for its batch."""
+        self._longest_s = max(self._longest_s, seconds)
+
+    def expect_a_step(self, is_of_another_kind: bool) -> None:
+        """Args: is_of_another_kind: how long it may take cannot be told from those before it."""
+        limit_s = max(self._timeout_s, SLOW_FACTOR * self._longest_s) + GRACE_S
+        _end_after(max(limit_s, START_TIMEOUT_S) if is_of_another_kind else limit_s)
 
 
 class _Notice:

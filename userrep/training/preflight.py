@@ -1,5 +1,6 @@
 """What must hold before a run starts: each check refuses a run that cannot fit, with the numbers."""
 
+import math
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -40,21 +41,39 @@ class Node:
     is_shared: bool
 
 
-def reserved_cpus(num_workers: int, cluster_cpus: float) -> float:
-    """CPUs to reserve for each worker, which leave one for Ray Data.
+def reserve_cpus(num_workers: int, node_cpus: list[float]) -> tuple[float, str]:
+    """How to place workers so that one node keeps a whole CPU, without which no task of Ray Data could ever start.
 
     Args:
         num_workers: the most that there may be.
-        cluster_cpus: of all nodes.
+        node_cpus: of each node.
+
+    Returns:
+        CPUs to reserve for each worker, 1 / k for the smallest k that will do, and Ray's placement strategy: spread
+        over the nodes where that leaves a CPU, else packed.
 
     Raises:
         ConfigError: the cluster has no CPU for Ray Data.
     """
-    if cluster_cpus < 2:
+    total = sum(node_cpus)
+    if total < 2:
+        raise ConfigError(f"the Ray cluster has {total:g} CPU, and training and its input need one each: give it 2")
+    cpus = 1 / math.ceil(num_workers / (total - 1))
+    per_node = num_workers // len(node_cpus)  # of the node that gets the fewest
+    return cpus, "SPREAD" if max(node_cpus) - per_node * cpus >= 1 else "PACK"
+
+
+def check_gpus(num_workers: int, num_gpus: float, use_gpu: bool) -> None:
+    """Refuses a run that would wait for GPUs for ever.
+
+    Raises:
+        ConfigError: with the number of GPUs that there are.
+    """
+    if use_gpu and num_gpus < num_workers:
         raise ConfigError(
-            f"the Ray cluster has {cluster_cpus:g} CPU, and training and its input need one each: give it 2"
+            f"workers.use_gpu=true with {num_workers} workers, and the Ray cluster has {num_gpus:g} GPUs: "
+            "use fewer workers, or workers.use_gpu=false"
         )
-    return min(1.0, (cluster_cpus - 1) / num_workers)
 
 
 def check_memory(num_parameters: int, budget_mib: int, num_workers: int, nodes: list[Node], is_on_gpu: bool) -> None:
@@ -76,7 +95,12 @@ def check_memory(num_parameters: int, budget_mib: int, num_workers: int, nodes: 
     if _places(nodes, fixed + budget, copy) >= num_workers:
         return
     largest = next(
-        (mib for mib in range(budget_mib, 63, -1) if _places(nodes, fixed + mib * MIB, copy) >= num_workers), 0
+        (
+            mib
+            for mib in range(budget_mib, MIN_BUDGET_MIB - 1, -1)
+            if _places(nodes, fixed + mib * MIB, copy) >= num_workers
+        ),
+        0,
     )
     advice = f"set workers.memory.budget_mib={largest} or less" if largest and not is_on_gpu else "take larger nodes"
     have = ", ".join(f"{node.name} {node.memory_bytes / MIB:,.0f}" for node in nodes)

@@ -37,13 +37,13 @@ class Recorder:
         self.writer = CheckpointWriter(checkpoints, config, keep, attempt, self._sync)
 
     def record(self, state: TrainState, metrics: dict[str, float], is_urgent: bool = False) -> None:
-        """Records a step, and saves the state where it was validated, where a checkpoint is due, or where it is urgent.
+        """Records a step, and saves the state where it was validated, or where a checkpoint is due or urgent.
 
         Args:
             state: after the step.
             metrics: of the step. Those of a step that is saved also get `time/checkpoint_stall_s`, what the last
                 checkpoint has cost the step, and `time/checkpoint_interval_s`, how often that makes them due.
-            is_urgent: the checkpoint is on disk when this returns.
+            is_urgent: save unless a checkpoint is on its way.
 
         Raises:
             StaleAttemptError: a newer attempt has the run; nothing was written.
@@ -51,7 +51,7 @@ class Recorder:
         """
         self.writer.poll()
         is_validated, time_ms = BEST_METRIC in metrics, int(time.time() * 1000)
-        saves = is_validated or is_urgent or self.writer.is_due()
+        saves = is_validated or self.writer.is_due(is_urgent)
         if saves and self.writer.interval_s:  # what the checkpoint before this one has shown
             metrics = metrics | {
                 "time/checkpoint_stall_s": self.writer.stall_s,
@@ -64,14 +64,12 @@ class Recorder:
 
         def append_metrics() -> None:
             self._attempt.check()
-            self._spool.write(state.step, time_ms, metrics, is_durable=is_validated)
+            self._spool.write(state.step, time_ms, metrics)
 
         patiently(append_line)
         patiently(append_metrics)
         if saves:
             self.writer.save(state, metrics)
-        if is_urgent:
-            self.writer.wait()
 
     def finish(self) -> None:
         """Returns when the disk has the last checkpoint; raises what has kept it from being written."""
@@ -90,9 +88,12 @@ class Recorder:
                 os.fsync(stream.fileno())
 
 
-def write_evidence(attempt: Attempt, error: NonFiniteLossError) -> Path:
-    """Keeps what is known of a step that could not be taken. Every rank may call it: all write the same."""
-    path = attempt.run_dir / f"non-finite-step-{error.evidence['step']:08d}.json"
+def evidence_path(attempt: Attempt, error: NonFiniteLossError) -> Path:
+    """Where `write_evidence` keeps it."""
+    return attempt.run_dir / f"non-finite-step-{error.evidence['step']:08d}.json"
+
+
+def write_evidence(attempt: Attempt, error: NonFiniteLossError) -> None:
+    """Keeps what is known of a step that could not be taken, the same on every rank."""
     attempt.check()
-    write_json(path, {"attempt": attempt.number, "message": str(error), **error.evidence})
-    return path
+    write_json(evidence_path(attempt, error), {"attempt": attempt.number, "message": str(error), **error.evidence})

@@ -1,6 +1,6 @@
 """The spool of a run, sent to MLflow: by one process at a time, in batches, as often as one likes.
 
-MLflow gets one point for each step of a metric, the first in the spool. A resumed attempt takes steps again and writes
+MLflow gets one point for each step, the first in the spool. A resumed attempt takes steps again and writes
 them with other times; MLflow, which replaces no point, would show both. So what is sent is a function of the spool
 alone, and MLflow drops a point whose key, value, step and time it has: sending everything twice is harmless. The cursor
 file beside the spool says what MLflow has; it saves work and nothing depends on it.
@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from userrep.training.tracking import SPOOL_NAME, read_points
 RECORD_NAME = "tracking.json"
 CURSOR_NAME = "tracking.cursor.json"
 LOCK_NAME = "tracking.lock"
+JOB_LOCK_NAME = "job.lock"
 
 RUN_TAG = "userrep.run"  # its value is the record's key: a resumed job finds the run that it started
 STAGE_TAG = "userrep.stage"
@@ -80,10 +81,10 @@ class RunRecord(Config):
 
 
 class Cursor(Config):
-    """What MLflow has: the id of the run, and the last step of each of its metrics."""
+    """What MLflow has: the id of the run, and the last step."""
 
     run_id: str = ""
-    last_steps: dict[str, int] = Field(default_factory=dict)
+    last_step: int = -1
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ class Replay:
                     # A point that MLflow has must not be lost here: the step's next point would have another time.
                     _make_durable(self._spool)
                     client.log_batch(self.run_id, metrics=metrics)
-                    sent = self._cursor.last_steps | {metric.key: metric.step for metric in metrics}
-                    self._cursor = Cursor(run_id=self.run_id, last_steps=sent)
+                    self._cursor = Cursor(run_id=self.run_id, last_step=metrics[-1].step)
                     self._offset = offset
                     write_json(self._run_dir / CURSOR_NAME, self._cursor.model_dump(mode="json"))
                     num_values += len(metrics)
@@ -189,23 +189,19 @@ class Replay:
     def _batches(self) -> Iterator[tuple[list[Metric], int]]:
         """What MLflow does not have yet, and the offset behind the last line of each batch.
 
-        The steps of an attempt rise and the next attempt begins at one of them, so a step was sent for a metric exactly
-        if it is not above the last one.
+        The steps of an attempt rise and the next attempt begins at one of them, so a step was sent exactly if it is not
+        above the last one.
         """
         metrics: list[Metric] = []
-        last_steps, offset = dict(self._cursor.last_steps), self._offset
+        last_step, offset = self._cursor.last_step, self._offset
         for point, end in read_points(self._spool, self._offset):
             step, time_ms = point["step"], point["time_ms"]
-            new = [
-                Metric(key, value, time_ms, step)
-                for key, value in point["metrics"].items()
-                if step > last_steps.get(key, -1)
-            ]
+            new = [Metric(key, value, time_ms, step) for key, value in point["metrics"].items() if step > last_step]
             if metrics and len(metrics) + len(new) > BATCH_METRICS:
                 yield metrics, offset
                 metrics = []
             metrics += new
-            last_steps |= {metric.key: step for metric in new}
+            last_step = max(last_step, step)
             offset = end
         if metrics:
             yield metrics, offset
@@ -223,27 +219,37 @@ def send_run(run_dir: Path, tracking_uri: str, waits: bool) -> Sent:
         RunBusyError: its job still runs, or somebody else is doing this, and `waits` is False.
         RegistryError: MLflow could not be reached or refused; calling again goes on there.
     """
-    with sole_sender(run_dir, waits):
+    with sole_sender(run_dir, waits), _locked(run_dir / JOB_LOCK_NAME, fcntl.LOCK_EX, waits):
         replay = Replay(run_dir, tracking_uri, WRITE_LIMITS, is_live=False)
         num_values = replay.flush()
         recorded = RunRecord.read(run_dir).status
-        status = "KILLED" if recorded == RUNNING else recorded  # a living job would have the lock
+        status = "KILLED" if recorded == RUNNING else recorded  # a living job would have its lock
         replay.finish(status)
         return Sent(replay.run_id, num_values, status)
 
 
-@contextmanager
-def sole_sender(run_dir: Path, waits: bool) -> Iterator[None]:
-    """Holds the lock of a run: while a job runs, it is held for the job.
+def sole_sender(run_dir: Path, waits: bool) -> AbstractContextManager[None]:
+    """Holds the right to send a run.
 
     Raises:
         RunBusyError: somebody has it, and `waits` is False.
     """
-    with (run_dir / LOCK_NAME).open("w") as lock:
+    return _locked(run_dir / LOCK_NAME, fcntl.LOCK_EX, waits)
+
+
+def living_job(run_dir: Path) -> AbstractContextManager[None]:
+    """Says while it is held that a job of the run lives; the kernel lets it go when the job dies."""
+    return _locked(run_dir / JOB_LOCK_NAME, fcntl.LOCK_SH, waits=True)
+
+
+@contextmanager
+def _locked(path: Path, mode: int, waits: bool) -> Iterator[None]:
+    with path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            fcntl.flock(lock, mode | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise RunBusyError(f"run {run_dir.name} is being sent by another process, maybe by its own job") from error
+            name = path.parent.name
+            raise RunBusyError(f"run {name} goes on, or is being sent by another process; not touched") from error
         yield
 
 

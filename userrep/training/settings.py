@@ -1,5 +1,6 @@
 """Settings of a pretraining run, and of where it is executed."""
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,7 @@ from userrep.data.stream import TrainingStream, open_stream, read_shard_sets
 from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.encoding import MemoryConfig
+from userrep.training.fence import STORAGE_PATIENCE_S
 from userrep.training.objective import LossConfig, Precision
 from userrep.training.optim import OptimConfig
 
@@ -61,10 +63,10 @@ class WorkersConfig(Config):
     threads: int = Field(default=0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
     use_gpu: bool = False
     memory: MemoryConfig = MemoryConfig()
-    max_failures: int = Field(default=3, ge=-1)  # worker-group restarts from the last checkpoint
-    # Seconds after which a worker that does not answer, or that others wait for in a step, counts as lost. A worker
-    # that takes no step for STALL_FACTOR times as long ends itself.
-    timeout_s: int = Field(default=20, ge=5)
+    max_failures: int = Field(default=3, ge=-1)  # attempts in a row that may fail before a new checkpoint; -1: any
+    # Seconds after which a worker that does not answer, that others wait for in a step, or that waits for its next
+    # batch counts as lost; ten times its longest step, where that is longer.
+    timeout_s: int = Field(default=20, ge=math.ceil(STORAGE_PATIENCE_S) + 1)
 
     @model_validator(mode="after")
     def _fewest_come_first(self) -> Self:

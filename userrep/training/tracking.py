@@ -1,15 +1,16 @@
 """Metrics of a run: a local spool that training writes and that others read. Training knows nothing of MLflow.
 
 What a crash may lose: a killed process loses no point, because `write` hands it to the kernel before it returns. A
-machine that loses its power loses what came after the last durable point. The loop makes the point of a step durable
-before it commits the checkpoint of that step, so a resumed run takes exactly the steps again whose points are lost.
+machine that loses its power loses what came after the last fsync. The loop makes one before it commits a checkpoint, so
+a resumed run takes exactly the steps again whose points are lost.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from userrep.training.ledger import append_line
 
 SPOOL_NAME = "metrics.jsonl"  # in the run directory
 
@@ -21,27 +22,18 @@ class MetricSpool:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = path.open("ab+", buffering=0)
 
-    def write(self, step: int, time_ms: int, metrics: dict[str, float], is_durable: bool = False) -> None:
-        """Appends one point per metric; with `is_durable`, returns only when the disk has it and all before it.
+    def write(self, step: int, time_ms: int, metrics: dict[str, float]) -> None:
+        """Appends the point of a step.
 
         Args:
             step: optimizer steps taken.
             time_ms: unix milliseconds.
             metrics: values by name; NaN and infinite ones are kept.
-            is_durable: whether a checkpoint is about to rely on the point.
 
         Raises:
             OSError: the storage does not take it. It may be called again: a point that stands twice counts once.
         """
-        line = (json.dumps({"step": step, "time_ms": time_ms, "metrics": metrics}) + "\n").encode()
-        descriptor = self._stream.fileno()
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a kill or a full disk has torn the last line; readers pass over what is left of it
-        while line:
-            line = line[self._stream.write(line) :]
-        if is_durable:
-            os.fsync(descriptor)
+        append_line(self._stream, {"step": step, "time_ms": time_ms, "metrics": metrics})
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,0 +1,201 @@
+"""A training step of TERACON: `python -m benchmarks.continual_step [--fill F ...] [--json FILE]`.
+
+The first task (next item at every position) and the second one with retention of the first, against the same
+mathematics written plainly: padded convolutions at every position, whole logits, Adam over whole tables. Both take the
+same users, the same sampled ones for retention, and reach the same loss.
+"""
+
+import argparse
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.harness import MIB, Case, Report, argument_parser, measure, peak_extra_bytes
+from userrep.continual.method import Progress
+from userrep.continual.network import Network, TaskSpec
+from userrep.continual.teracon import Teracon, TeraconConfig
+from userrep.models.nextitnet import LAYER_NORM_EPS, NextItNet, NextItNetConfig
+
+DILATIONS, ALPHA = (1, 4) * 4, 0.7
+BATCHES = {1: 32, 2: 64}
+RATE = 0.1  # of the users, for retention
+# Sequences per core-second of the official code, and how often as many this package is to reach: in its best exact mode
+# and in float32 (Sein-Kim/TERACON@b48e074, torch 2, one core at 80 GFLOP/s).
+OFFICIAL = {1: 12.3, 2: 37.5}
+BARS = {1: 2.0, 2: 2.5}
+BAR_FLOAT32 = 1.4
+MEMORY_BATCH, MEMORY_BAR_MIB = 1024, 4096
+LABELS = 1000
+
+
+class Plain(nn.Module):
+    """The network by `conv1d` over zero-padded sequences, every position of every sequence."""
+
+    def __init__(self, dim: int, num_items: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_items, dim)
+        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, 3, dilation=d * factor) for d in DILATIONS for factor in (1, 2))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=LAYER_NORM_EPS) for _ in self.convs)
+
+    def forward(self, items_BL: torch.Tensor, masks_KD: torch.Tensor) -> torch.Tensor:
+        """All positions, (B, L, D)."""
+        x_BLD = self.embedding(items_BL)
+        for block in range(len(DILATIONS)):
+            hidden = x_BLD
+            for point in (2 * block, 2 * block + 1):
+                conv = self.convs[point]
+                padded = F.pad(hidden.transpose(1, 2), (2 * conv.dilation[0], 0))
+                hidden = F.relu(self.norms[point](conv(padded).transpose(1, 2))) * masks_KD[point]
+            x_BLD = x_BLD + hidden
+        return x_BLD
+
+
+def plain_copy(method: Teracon) -> tuple[Plain, nn.ModuleList]:
+    """Network and heads of a method, with its weights."""
+    ours = method.network.backbone
+    plain = Plain(ours.dim, ours.item_embedding.num_embeddings)
+    plain.embedding.weight.data.copy_(ours.item_embedding.weight)
+    for point, (conv, norm) in enumerate(zip(plain.convs, plain.norms, strict=True)):
+        block = ours.blocks[point // 2]
+        matrix, theirs = (block.conv1, block.norm1) if point % 2 == 0 else (block.conv2, block.norm2)
+        conv.weight.data.copy_(matrix.weight.unflatten(1, (3, ours.dim)).transpose(1, 2))
+        conv.bias.data.copy_(matrix.bias)
+        norm.load_state_dict(theirs.state_dict())
+    return plain, copy.deepcopy(method.network.heads)
+
+
+def plain_step(
+    method: Teracon, items_BL: torch.Tensor, labels_B: torch.Tensor, rows: torch.Tensor
+) -> Callable[[], float]:
+    """A step of the same method, written plainly; masks are those of the package, which cost next to nothing."""
+    method = copy.deepcopy(method)
+    plain, heads = plain_copy(method)
+    teacher = plain_copy(method.teacher) if method.teacher is not None else None
+    masks = [*method.embeddings.parameters(), *(method.relations.parameters() if method.relations else ())]
+    optimizer = torch.optim.Adam([*plain.parameters(), *heads.parameters(), *masks])
+    scale = 25.0
+
+    def step() -> float:
+        optimizer.zero_grad()
+        if teacher is None:
+            logits = heads[0](plain(items_BL[:, :-1], method.masks(0, scale)))
+            targets = items_BL[:, 1:]
+            loss = F.cross_entropy(logits[targets != 0], targets[targets != 0])
+        else:
+            logits = heads[1](plain(items_BL, method.masks(1, scale))[:, -1])
+            past = items_BL[rows, :-1]
+            with torch.no_grad():
+                taught = teacher[1][0](plain_forward(teacher[0], past, method.teacher.masks(0, scale)))
+            student = heads[0](plain_forward(plain, past, method.masks(0, scale)))
+            loss = F.cross_entropy(logits, labels_B) + ALPHA * F.mse_loss(student, taught)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def plain_forward(network: Plain, items_BL: torch.Tensor, masks_KD: torch.Tensor) -> torch.Tensor:
+    """User vectors: all positions, of which the last is taken."""
+    return network(items_BL, masks_KD)[:, -1]
+
+
+def our_step(
+    method: Teracon, items_BL: torch.Tensor, labels_B: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None
+) -> Callable[[], float]:
+    """A step of the package; under autocast to `dtype`, where there is one."""
+    method = copy.deepcopy(method)
+    optimizer = torch.optim.Adam(method.trained())
+    progress = Progress(1, 2)  # half way through an epoch: scale 25
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with (
+            mock.patch.object(method, "_sample", return_value=[rows]),
+            torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+        ):
+            loss, _ = method.loss(items_BL, labels_B, progress)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def draw(arguments: argparse.Namespace, task: int, batch_size: int, fill: float) -> tuple:
+    """A method at its task, and a batch; `fill` is the share of positions that are no pad, in every history."""
+    torch.manual_seed(0)
+    backbone = NextItNet(NextItNetConfig(dim=arguments.dim, dilations=DILATIONS), arguments.items)
+    method = Teracon(Network(backbone), TeraconConfig())
+    for spec in (TaskSpec("T1", "next_item", arguments.items), TaskSpec("T2", "item", LABELS))[:task]:
+        method.begin_task(spec)
+    items_BL = torch.randint(1, arguments.items, (batch_size, arguments.length))
+    lengths_B = torch.randint(1, max(2, int(2 * fill * arguments.length)), (batch_size,)) if fill < 1 else None
+    if lengths_B is not None:
+        lengths_B = lengths_B.clamp(2, arguments.length)
+        items_BL[torch.arange(arguments.length) < arguments.length - lengths_B[:, None]] = 0
+    rows = torch.randperm(batch_size)[: max(1, int(RATE * batch_size))]
+    return method, items_BL, torch.randint(0, LABELS, (batch_size,)), rows
+
+
+def compare(report: Report, arguments: argparse.Namespace, task: int, fill: float) -> None:
+    """One task at one share of positions that are no pad."""
+    size = BATCHES[task]
+    drawn = draw(arguments, task, size, fill)
+    steps = {
+        "plain": plain_step(*drawn),
+        "ours": our_step(*drawn, None),
+        "ours, bfloat16": our_step(*drawn, torch.bfloat16),
+    }
+    first = {name: step() for name, step in steps.items()}
+    assert abs(first["ours"] - first["plain"]) < 1e-4 * abs(first["plain"]), first
+    results = measure([Case(name, step, size) for name, step in steps.items()], arguments.rounds)
+    real = int((drawn[1] != 0).sum()) / drawn[1].numel()
+    report.results(f"task {task}", results, "sequence", fill=round(real, 3), threads=arguments.threads)
+    rates = {name: size / min(result.cpu_s) for name, result in results.items()}
+    best = max(rates["ours"], rates["ours, bfloat16"])
+    report.speed(f"task {task}, fill {real:.2f}, over plain, float32", results["ours"], results["plain"], BAR_FLOAT32)
+    for name, rate, bar in (("best mode", best, BARS[task]), ("float32", rates["ours"], BAR_FLOAT32)):
+        claim = f"task {task}, fill {real:.2f}, {name}: {rate:.1f} sequences per core-second over {OFFICIAL[task]}"
+        report.verdict(claim, rate / OFFICIAL[task], bar, "at least")
+
+
+def compare_memory(report: Report, arguments: argparse.Namespace) -> None:
+    """Peak of a step of task 2 with many users, in a process of its own."""
+    options = ["--dim", arguments.dim, "--length", arguments.length, "--items", arguments.items, "--peak"]
+    program = [sys.executable, "-m", "benchmarks.continual_step", *map(str, options)]
+    peak = int(subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    claim = f"MiB beside model and batch, task 2, {MEMORY_BATCH} users"
+    report.verdict(claim, peak / MIB, MEMORY_BAR_MIB, "at most")
+
+
+def main() -> None:
+    """Runs the measurements and prints them."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--length", type=int, default=100)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--fill", type=float, nargs="+", default=[1.0, 0.47], help="1.0 and that of the official file")
+    parser.add_argument("--tasks", type=int, nargs="+", choices=(1, 2), default=[1, 2])
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        step = our_step(*draw(arguments, 2, MEMORY_BATCH, 1.0), None)
+        print(peak_extra_bytes(step))
+        return
+    report = Report("continual_step", arguments.json)
+    for task in arguments.tasks:
+        for fill in arguments.fill:
+            compare(report, arguments, task, fill)
+    compare_memory(report, arguments)
+
+
+if __name__ == "__main__":
+    main()

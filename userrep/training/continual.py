@@ -1,0 +1,267 @@
+"""Teaches a cell its tasks one after another, and measures all of them after each. No Ray in here.
+
+Everything that is drawn is a function of the cell's seed and of what it is drawn for: an epoch's order of (task, phase,
+epoch), what a step draws of (task, phase, epoch, step, rank). So a cell that was stopped after any task goes on bit for
+bit. On several ranks every rank takes a part of each batch, and the gradient is that of the whole batch up to rounding,
+with these exceptions: what a method draws in a step, it draws on every rank for its part alone (TERACON rehearses users
+of each part, at least one of every past task); and of a `next_item` task ranks are weighted by how many items they
+predict, which is not exact for a loss that is a mean of something else (pads; the rehearsal of past tasks).
+
+Source: Sein-Kim/TERACON@b48e074:train_teracon.py. Differs: the last, smaller batch of an epoch is trained on (there
+dropped), and nothing is dropped in evaluation; the validation score that ends a phase is the task's own metric (there
+accuracy for every task); the best parameters are those of a trained epoch, never of epoch 0.
+
+Legend: `B` samples of a batch, `M` tasks.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from userrep.continual.catalog import build_method
+from userrep.continual.method import Method, Progress
+from userrep.continual.network import TaskSpec
+from userrep.data.tasks import TaskSet
+from userrep.losses.gather import all_gather, rank
+from userrep.models.nextitnet import NextItNet
+from userrep.training.cells import (
+    METHOD_FILE,
+    Cell,
+    CellResult,
+    EpochScore,
+    Lesson,
+    choose_tasks,
+    continue_cell,
+    digest_tasks,
+    lesson_directory,
+    num_taught,
+    remove_lessons_after,
+    write_lesson,
+)
+from userrep.training.checkpoint import load_model
+from userrep.training.continual_step import take_step
+from userrep.training.state import NonFiniteLossError
+from userrep.training.task_scores import mask_similarity, score_task
+
+
+class _Draw(IntEnum):
+    """What random numbers are drawn for; each has a stream of its own."""
+
+    INIT = 0
+    TASK = 1
+    PHASE = 2
+    ORDER = 3
+    STEP = 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """News of a cell: of every step, of every epoch, and of every task that was taught.
+
+    Attributes:
+        step: optimizer steps of the cell so far.
+        tasks: names of the lesson's tasks, usually one.
+        phase: of the lesson; empty once it is over.
+        epoch: of the phase, from 1; 0: before its first step.
+        metrics: of a step `train/...`, over all ranks; of an epoch `val/<task>/<metric>` and `time/epoch_s`; of a
+            lesson `test/<task>/<metric>` of all tasks so far.
+    """
+
+    step: int
+    tasks: tuple[str, ...]
+    phase: str
+    epoch: int
+    metrics: dict[str, float]
+
+
+Report = Callable[[Point], None]
+
+
+def run_cell(cell: Cell, tasks: TaskSet, directory: Path, report: Report, device: str = "cpu") -> CellResult:
+    """Runs a cell, or what is left of it. A collective over all ranks, which must see the same directory.
+
+    Args:
+        cell: what to run.
+        tasks: of the data set, those of the cell's order among them.
+        directory: of the cell alone. Every lesson is committed to it when it is over, by rank 0.
+        report: is called on every rank. What it raises ends the cell; it is called right before each commit, so it can
+            keep a process that has lost the right to write from doing so.
+        device: to compute on.
+
+    Raises:
+        ConfigError: unknown method, option or task; or the directory belongs to something else.
+        NonFiniteLossError: on every rank, where a loss or a gradient is not finite on any.
+    """
+    data_digest = digest_tasks(tasks, choose_tasks(cell, tasks))
+    lessons = continue_cell(directory, cell, data_digest)
+    counts = all_gather(torch.tensor([len(lessons)], device=device)).tolist()
+    if len(set(counts)) > 1:
+        raise RuntimeError(f"ranks see {counts} lessons in {directory}: it must be on storage that all workers share")
+    if rank() == 0:  # all ranks have read what is there, or they would not have come this far
+        remove_lessons_after(directory, lessons)
+    result = CellResult(cell, lessons)
+    if result.is_complete:
+        return result
+    course = _Course(cell, tasks, report, device)
+    course.restore(directory, lessons)
+    for numbers in course.plan(num_taught(lessons)):
+        lesson = course.teach(numbers)
+        if rank() == 0:
+            write_lesson(directory, cell, data_digest, lesson, numbers[-1], course.method.state_dict())
+        lessons += (lesson,)
+    return CellResult(cell, lessons)
+
+
+class _Course:
+    """A method, and what teaches it."""
+
+    def __init__(self, cell: Cell, tasks: TaskSet, report: Report, device: str) -> None:
+        self.cell, self.tasks, self.sequences = cell, choose_tasks(cell, tasks), tasks.sequences
+        self.num_steps = 0
+        self._report = report
+        self._seed(_Draw.INIT)
+        backbone, num_items = cell.training.backbone, tasks.sequences.num_items
+        self.method: Method = build_method(cell.method, cell.options, lambda: NextItNet(backbone, num_items))
+        self.method.to(device)
+
+    def plan(self, start: int) -> list[range]:
+        """Numbers of the tasks of each lesson from task number `start` on."""
+        if self.method.is_joint:
+            return [range(len(self.tasks))]
+        return [range(number, number + 1) for number in range(start, len(self.tasks))]
+
+    def restore(self, directory: Path, lessons: tuple[Lesson, ...]) -> None:
+        """Makes the method what it was after these lessons."""
+        if not lessons:
+            return
+        for number in range(num_taught(lessons)):  # makes room for what is loaded
+            self._begin(number)
+            self.method.end_task()
+        load_model(lesson_directory(directory, num_taught(lessons) - 1) / METHOD_FILE, self.method)
+        self.num_steps = lessons[-1].num_steps
+
+    def teach(self, numbers: range) -> Lesson:
+        """Teaches tasks, and measures all so far."""
+        started = time.perf_counter()
+        for number in numbers:
+            self._begin(number)
+        curve = [point for phase in range(len(self.method.phases)) for point in self._train_phase(numbers, phase)]
+        self.method.end_task()
+        known = range(numbers[-1] + 1)
+        scores, similarity = self._score(known, "test"), mask_similarity(self.method)
+        lesson = Lesson(
+            tasks=self._names(numbers),
+            scores=scores,
+            metrics={task.name: task.metric for task in self.tasks[: len(known)]},
+            curve=tuple(curve),
+            similarity=None if similarity is None else tuple(map(tuple, similarity.tolist())),
+            num_steps=self.num_steps,
+            seconds=time.perf_counter() - started,
+        )
+        self._tell(numbers, "", 0, self._metrics("test", scores))
+        return lesson
+
+    def _begin(self, number: int) -> None:
+        self._seed(_Draw.TASK, number)
+        task = self.tasks[number]
+        self.method.begin_task(TaskSpec(task.name, task.kind, task.num_classes))
+
+    def _train_phase(self, numbers: range, phase: int) -> list[EpochScore]:
+        """Trains until the validation score has not risen for some epochs, and takes back what came after the best."""
+        name, settings = self.method.phases[phase], self.cell.training.of_task(numbers[0])
+        self._seed(_Draw.PHASE, numbers[-1], phase)
+        self.method.begin_phase(name)
+        # Source: Sein-Kim/TERACON@b48e074. Differs: none; betas .9 and .999, eps 1e-8, no weight decay.
+        optimizer = torch.optim.Adam(self.method.trained(), lr=settings.learning_rate)
+        curve = [EpochScore(phase=name, epoch=0, scores=self._score(numbers, "validation"), seconds=0.0)]
+        self._tell(numbers, name, 0, self._metrics("val", curve[0].scores))
+        best_score, best_epoch, best = -math.inf, 0, {}
+        for epoch in range(1, settings.max_epochs + 1):
+            started = time.perf_counter()
+            self._train_epoch(optimizer, numbers, phase, epoch)
+            seconds = time.perf_counter() - started
+            scores = self._score(numbers, "validation")
+            curve.append(EpochScore(phase=name, epoch=epoch, scores=scores, seconds=seconds))
+            self._tell(numbers, name, epoch, self._metrics("val", scores) | {"time/epoch_s": seconds})
+            if (score := overall(list(scores.values()))) > best_score:
+                best_score, best_epoch = score, epoch
+                best = {key: value.clone() for key, value in self.method.state_dict().items()}
+            elif epoch - best_epoch == self.cell.training.patience:
+                break
+        self.method.load_state_dict(best)
+        return curve
+
+    def _train_epoch(self, optimizer: torch.optim.Optimizer, numbers: range, phase: int, epoch: int) -> None:
+        self.method.train()
+        batches = self._batches(numbers, phase, epoch)
+        for step, (number, samples) in enumerate(batches):
+            torch.manual_seed(_mix(self.cell.seed, _Draw.STEP, numbers[-1], phase, epoch, step, rank()))
+            progress = Progress(step, len(batches), number if self.method.is_joint else None)
+            metrics = take_step(self.method, optimizer, self.tasks[number], self.sequences, samples, progress)
+            if not all(map(math.isfinite, metrics.values())):
+                name = self.method.phases[phase]
+                raise _non_finite(self.cell, self.tasks[number].name, name, epoch, step, self.num_steps, metrics)
+            self.num_steps += 1
+            self._tell(numbers, self.method.phases[phase], epoch, metrics)
+
+    def _batches(self, numbers: range, phase: int, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """Each training sample of each task once: numbers of tasks, and positions of samples (B,)."""
+        batches = []
+        for number in numbers:
+            rng = np.random.default_rng([self.cell.seed, _Draw.ORDER, number, phase, epoch])
+            samples = rng.permutation(self.tasks[number].samples("train"))
+            size = self.cell.training.of_task(number).batch_size
+            batches += [(number, samples[start : start + size]) for start in range(0, len(samples), size)]
+        if len(numbers) > 1:  # batches of all tasks, mixed
+            rng = np.random.default_rng([self.cell.seed, _Draw.ORDER, len(self.tasks), phase, epoch])
+            batches = [batches[place] for place in rng.permutation(len(batches))]
+        return batches
+
+    def _score(self, numbers: range, split: str) -> dict[str, float]:
+        size = self.cell.training.evaluation_batch_size
+        return {
+            self.tasks[number].name: score_task(self.method, number, self.tasks[number], self.sequences, split, size)
+            for number in numbers
+        }
+
+    def _metrics(self, kind: str, scores: dict[str, float]) -> dict[str, float]:
+        metric_of = {task.name: task.metric for task in self.tasks}
+        return {f"{kind}/{name}/{metric_of[name]}": score for name, score in scores.items()}
+
+    def _names(self, numbers: range) -> tuple[str, ...]:
+        return tuple(self.tasks[number].name for number in numbers)
+
+    def _tell(self, numbers: range, phase: str, epoch: int, metrics: dict[str, float]) -> None:
+        self._report(Point(self.num_steps, self._names(numbers), phase, epoch, metrics))
+
+    def _seed(self, draw: _Draw, *place: int) -> None:
+        torch.manual_seed(_mix(self.cell.seed, draw, *place))
+
+
+def overall(scores: list[float]) -> float:
+    """Geometric mean of scores >= 0, by which a joint method's epochs are compared: an accuracy of .9 weighs no more
+    than an MRR of .05. Of one score, the score itself.
+    """
+    return math.prod(scores) ** (1 / len(scores))
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0])
+
+
+def _non_finite(
+    cell: Cell, task: str, phase: str, epoch: int, step: int, num_steps: int, metrics: dict[str, float]
+) -> NonFiniteLossError:
+    values = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}  # JSON has no NaN
+    place = {"method": cell.label, "task": task, "phase": phase, "epoch": epoch, "step": step}
+    message = (
+        f"{cell.label}, seed {cell.seed}: the loss of task {task} is not finite in phase {phase}, epoch {epoch}, step "
+        f"{step}: {values}. The step was not taken; lower the learning rate of the task"
+    )
+    return NonFiniteLossError(message, {**place, "seed": cell.seed, "num_steps": num_steps, "metrics": values})

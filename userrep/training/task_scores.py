@@ -1,0 +1,75 @@
+"""What a method is measured by: its scores on held-out samples of a task, and how alike the masks of its tasks are.
+
+Legend: `N` samples, `R` rows of item sequences, `C` classes, `M` tasks, `K` mask points, `D` width.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from userrep.continual.hat import Hat
+from userrep.continual.method import Method
+from userrep.continual.teracon import Teracon
+from userrep.data.tasks import ItemSequences, Task
+from userrep.evaluation.ranking import class_ranks, mrr_at_k
+from userrep.losses.gather import all_gather_uneven, rank, world_size
+
+CUTOFFS = {"mrr_at_5": 5, "accuracy": 1}  # the last rank that counts
+
+
+@torch.no_grad()
+def score_task(method: Method, number: int, task: Task, sequences: ItemSequences, split: str, batch_size: int) -> float:
+    """MRR@5 or accuracy, as the task's kind asks for, over all samples of a split; in [0, 1].
+
+    A collective: every rank answers for its part of the rows. A row is encoded once, however many samples ask about it.
+
+    Args:
+        method: that was taught the task.
+        number: of the task in the method.
+        task: whose samples are ranked among all of its classes.
+        sequences: of all users.
+        split: `validation` or `test`.
+        batch_size: rows, and samples, whose logits exist at a time.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    samples = task.samples(split)
+    samples = samples[np.argsort(task.rows[samples], kind="stable")]
+    rows, firsts = np.unique(task.rows[samples], return_index=True)
+    borders = np.append(firsts, len(samples))  # samples of row r are [borders[r], borders[r + 1])
+    mine = [len(rows) * part // world_size() for part in (rank(), rank() + 1)]
+    device = next(method.parameters()).device
+    parts = [torch.empty(0, 2, dtype=torch.int64, device=device)]  # a rank may have no rows
+    was_training = method.training
+    method.eval()
+    for start in range(mine[0], mine[1], batch_size):
+        stop = min(start + batch_size, mine[1])
+        items_RL = torch.from_numpy(sequences.items[rows[start:stop]]).long().to(device)
+        logits_RC = method.logits(items_RL, number).cpu().numpy()
+        row_N = np.repeat(np.arange(stop - start), np.diff(borders[start : stop + 1]))
+        labels_N = task.labels[samples[borders[start] : borders[stop]]]
+        for first in range(0, len(row_N), batch_size):
+            chunk = slice(first, first + batch_size)
+            ranks = class_ranks(logits_RC[row_N[chunk]], labels_N[chunk])
+            parts.append(torch.from_numpy(np.stack(ranks, axis=1)).to(device))
+    method.train(was_training)
+    num_higher_N, num_same_N = all_gather_uneven(torch.cat(parts)).cpu().numpy().T
+    return mrr_at_k(num_higher_N, num_same_N, CUTOFFS[task.metric])
+
+
+@torch.no_grad()
+def mask_similarity(method: Method) -> np.ndarray | None:
+    """Cosine of the final masks of every two tasks, mean over mask points, (M, M); None of a method without soft masks.
+
+    Masks are positive, so it is in (0, 1]; this is what TERACON's sampling rates go by.
+    """
+    num_tasks = method.current + 1
+    if isinstance(method, Teracon):
+        masks = [method.masks(number, method.config.max_scale) for number in range(num_tasks)]
+    elif isinstance(method, Hat):
+        masks = [method.embeddings.plain(number, method.config.max_scale) for number in range(num_tasks)]
+    else:
+        return None
+    unit_MKD = F.normalize(torch.stack(masks), dim=-1)
+    return torch.einsum("ikd,jkd->ijk", unit_MKD, unit_MKD).mean(dim=-1).cpu().double().numpy()
