@@ -93,6 +93,40 @@ def run(
 
 
 @app.command()
+def continual(
+    config: Annotated[str, typer.Option("--config", "-c", help="smoke, synthetic, ml1m, or a YAML/JSON file.")],
+    workdir: WorkdirOption = Path("jobs"),
+    data: DataOption = None,
+    methods: Annotated[str, typer.Option("--methods", help="Comma-separated, e.g. teracon,hat; default: all.")] = "",
+    order: Annotated[
+        list[str] | None, typer.Option("--order", help="Tasks, comma-separated, `noise` among them. Repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated, e.g. 0,1,2.")] = "",
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show config and cells, then stop.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Teach an encoder task after task by several methods, compare them, and write tables and figures."""
+    from pipelines import continual as stage
+    from pipelines.console import Console
+    from pipelines.experiments.catalog import load_continual_config
+    from pipelines.mlflow_store import quiet_mlflow
+
+    resolved = load_continual_config(config, data, overrides or [], methods, order or [], seeds)
+    if dry_run:
+        _print(resolved.model_dump(mode="json"))
+        for cell in resolved.cells(resolved.build_tasks()):
+            sys.stderr.write(f"{cell.label}, seed {cell.seed}: {' > '.join(cell.order)}\n")
+        return
+    if not verbose:
+        quiet_mlflow()
+    console = Console(verbose)
+    report = stage.run(resolved, workdir.resolve(), console)
+    sys.stdout.write((report / "tasks.md").read_text())
+    console.say(f"report: {report}")
+
+
+@app.command()
 def pull(
     reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME@v12 or NAME/12.")],
     to: Annotated[Path, typer.Option("--to", help="Directory of the table; default: its name.")] = Path(),

@@ -21,25 +21,12 @@ from matplotlib.figure import Figure
 
 from pipelines.report import FIGURE_STYLE
 from userrep.evaluation.transfer import Interval, backward_transfer, forward_transfer, mean_interval
+from userrep.schema import TASKS_MATRIX
 from userrep.training.cells import CellResult
 
 MATRIX_NAME, TABLE_NAME, FIGURES = "tasks_matrix.parquet", "tasks.md", "figures"
 ALONE = "sinmo"  # the method whose scores forward transfer is over
 METRIC_NAMES = {"mrr_at_5": "MRR@5", "accuracy": "ACC"}
-
-TASKS_MATRIX = pa.schema(
-    [
-        pa.field("method", pa.string(), nullable=False, metadata={"doc": "method, and its options in parentheses"}),
-        pa.field("order", pa.list_(pa.string()), nullable=False, metadata={"doc": "tasks in the order of training"}),
-        pa.field("seed", pa.int64(), nullable=False, metadata={"doc": "of the cell"}),
-        pa.field("j", pa.int32(), nullable=False, metadata={"doc": "place in the order of the task trained last"}),
-        pa.field("i", pa.int32(), nullable=False, metadata={"doc": "place of the task that was measured, i <= j"}),
-        pa.field("trained", pa.string(), nullable=False, metadata={"doc": "name of task j"}),
-        pa.field("task", pa.string(), nullable=False, metadata={"doc": "name of task i"}),
-        pa.field("metric", pa.string(), nullable=False, metadata={"doc": "mrr_at_5 | accuracy"}),
-        pa.field("score", pa.float64(), nullable=False, metadata={"doc": "R(j, i), on all test samples of task i"}),
-    ]
-)
 
 
 @dataclass(frozen=True, eq=False)

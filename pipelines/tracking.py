@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # `userrep sync-tracking` starts without torch and ray
     from pipelines.job import Job
 
 RUNS = "runs"
+RUN_PLACES = (f"{RUNS}/*", "continual/*", "continual/*/cells/*")  # the run of an experiment before those below it
 
 
 @contextmanager
@@ -61,9 +62,9 @@ def sync(workdir: Path, uri: str) -> Iterator[tuple[bool, str]]:
     Raises:
         RegistryError: there is no run.
     """
-    run_dirs = sorted(path.parent for path in (workdir / RUNS).glob(f"*/{RECORD_NAME}"))
+    run_dirs = [path.parent for place in RUN_PLACES for path in sorted(workdir.glob(f"{place}/{RECORD_NAME}"))]
     if not run_dirs:
-        raise RegistryError(f"there is no run in {workdir / RUNS}: pass the --workdir of the job that has trained")
+        raise RegistryError(f"there is no run in {workdir}: pass the --workdir of the job that has trained")
     for run_dir in run_dirs:
         try:
             sent = send_run(run_dir, uri, waits=False)

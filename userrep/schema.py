@@ -95,6 +95,22 @@ SHARD_ITEMS = pa.schema(
 )
 
 
+# Continual tasks: R of every cell, one score a row; a method that is taught all tasks at once has but the last j.
+TASKS_MATRIX = pa.schema(
+    [
+        _field("method", pa.string(), "method, and its options in parentheses"),
+        _field("order", pa.list_(pa.string()), "tasks in the order of training"),
+        _field("seed", pa.int64(), "of the cell"),
+        _field("j", pa.int32(), "place in the order of the task trained last"),
+        _field("i", pa.int32(), "place of the task that was measured, i <= j"),
+        _field("trained", pa.string(), "name of task j"),
+        _field("task", pa.string(), "name of task i"),
+        _field("metric", pa.string(), "mrr_at_5 | accuracy"),
+        _field("score", pa.float64(), "R(j, i), on all test samples of task i"),
+    ]
+)
+
+
 def user_embeddings(embedding_dim: int, dtype: str) -> pa.Schema:
     """Schema of a published user embedding table.
 

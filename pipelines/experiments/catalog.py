@@ -2,16 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
 from pipelines.config import JobConfig
-from pipelines.experiments import public, synthetic
-from userrep.config import ConfigError
+from pipelines.continual_config import ContinualJobConfig
+from pipelines.experiments import continual, public, synthetic
+from userrep.config import Config, ConfigError
 
 CONFIGS: dict[str, Callable[[], JobConfig]] = {
     function.__name__: function
     for function in (synthetic.demo, synthetic.smoke, public.yelp2019, public.amazon2014, public.ml1m, public.parquet)
+}
+
+
+CONTINUAL_CONFIGS: dict[str, Callable[[], ContinualJobConfig]] = {
+    function.__name__: function for function in (continual.smoke, continual.synthetic, continual.ml1m)
 }
 
 
@@ -21,21 +28,54 @@ def load_config(name_or_file: str, data: Path | None, overrides: list[str]) -> J
     Raises:
         ConfigError: unknown name, unreadable file, unknown key, or a value out of range.
     """
-    path = Path(name_or_file)
-    if name_or_file in CONFIGS:
-        config = CONFIGS[name_or_file]()
-    elif path.suffix in (".yaml", ".yml", ".json") and path.is_file():
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds no mapping of config keys; `userrep show-config` prints one to start from")
-        config = JobConfig.parse(values)
-    else:
-        raise ConfigError(
-            f"--config {name_or_file!r} is neither a name ({', '.join(CONFIGS)}) nor an existing .yaml or .json file"
-        )
+    config = _find(name_or_file, CONFIGS, JobConfig)
     if data is not None:
         config = config.with_data(data)
     return config.with_overrides(overrides)
+
+
+def load_continual_config(
+    name_or_file: str, data: Path | None, overrides: list[str], methods: str, orders: list[str], seeds: str
+) -> ContinualJobConfig:
+    """Resolves the options of `userrep continual`; what is given in words replaces what the config says.
+
+    Args:
+        name_or_file: a named config or a file.
+        data: path of the raw data.
+        overrides: of `--set`.
+        methods: comma-separated names; empty: those of the config.
+        orders: each comma-separated names of tasks.
+        seeds: comma-separated numbers.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    config = _find(name_or_file, CONTINUAL_CONFIGS, ContinualJobConfig)
+    words = [f"tasks.source.path={data.resolve()}"] if data is not None else []
+    if methods:
+        words.append(f"methods=[{', '.join(f'{{name: {name.strip()}}}' for name in methods.split(','))}]")
+    if orders:
+        words.append(f"orders=[{', '.join(f'[{order}]' for order in orders)}]")
+    if seeds:
+        words.append(f"seeds=[{seeds}]")
+    return config.with_overrides([*words, *overrides])
+
+
+C = TypeVar("C", bound=Config)
+
+
+def _find(name_or_file: str, known: dict[str, Callable[[], C]], config_class: type[C]) -> C:
+    path = Path(name_or_file)
+    if name_or_file in known:
+        return known[name_or_file]()
+    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds no mapping of config keys; `userrep show-config` prints one to start from")
+        return config_class.parse(values)
+    raise ConfigError(
+        f"--config {name_or_file!r} is neither a name ({', '.join(known)}) nor an existing .yaml or .json file"
+    )
 
 
 def describe_configs() -> dict[str, str]:

@@ -62,7 +62,7 @@ def test_mtl_learns_all_tasks_from_batches_of_each() -> None:
     kinds = ("next_item", "item", "label")
     for number, kind in enumerate(kinds):
         method.begin_task(spec(number, kind))
-    optimizer = torch.optim.Adam(method.trained(), lr=0.02)
+    optimizer = torch.optim.Adam(method.trainable(), lr=0.02)
     for step in range(90):
         number = step % 3
         loss, _ = method.loss(*samples(kinds[number]), Progress(step, 90, number))

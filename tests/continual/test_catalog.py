@@ -52,7 +52,7 @@ def test_gradients_reach_all_that_is_handed_to_the_optimizer_and_nothing_else_mo
         for phase in method.phases:
             method.begin_phase(phase)
             optimize(method, kind, 2)  # behind a layer that starts at 0 there is no gradient in the first step
-            before, handed = values(method), {id(parameter) for parameter in method.trained()}
+            before, handed = values(method), {id(parameter) for parameter in method.trainable()}
             method.zero_grad()
             method.loss(*samples(kind), Progress(1, 2))[0].backward()
             for parameter_name, parameter in method.named_parameters():

@@ -164,7 +164,7 @@ def test_nothing_is_forgotten_where_nothing_is_free() -> None:
 def test_frozen_parameters_are_not_handed_out() -> None:
     method = taught()
     method.begin_task(spec(1, "label"))
-    handed = {id(parameter) for parameter in method.trained()}
+    handed = {id(parameter) for parameter in method.trainable()}
     named = {name for name, parameter in method.named_parameters() if id(parameter) not in handed}
     assert named == {
         "embeddings.tasks.0",

@@ -118,7 +118,7 @@ def test_one_loss_and_its_gradient(number: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_four_steps_of_the_optimizer(number: int) -> None:
     fixture, method = load_fixture(), started(number, torch.float64)
-    optimizer = torch.optim.Adam(method.trained(), lr=1e-4 if number == 3 else 1e-3)
+    optimizer = torch.optim.Adam(method.trainable(), lr=1e-4 if number == 3 else 1e-3)
     if number > 1:
         method.rates = fixture[f"f64/task{number}/steps/rho_used"][0].tolist()
     for batch in range(4):
@@ -160,7 +160,7 @@ def test_the_teacher_is_a_copy_that_does_not_learn() -> None:
     torch.manual_seed(0)
     method = teracon(2, with_teacher=True, dtype=torch.float64)
     before = [value.clone() for value in teacher(method).state_dict().values()]
-    optimizer = torch.optim.Adam(method.trained(), lr=0.1)
+    optimizer = torch.optim.Adam(method.trainable(), lr=0.1)
     items = torch.randint(1, NUM_ITEMS, (8, 10))
     for step in range(3):
         loss, _ = method.loss(items, torch.randint(0, TASKS[1].num_classes, (8,)), Progress(step, 3))

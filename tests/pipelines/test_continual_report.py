@@ -21,7 +21,16 @@ def result_of(
     lessons = []
     for place, row in enumerate(scores):
         taught = order if len(scores) == 1 else order[place : place + 1]
-        curve = [EpochScore(phase="train", epoch=e, scores=dict.fromkeys(taught, 0.1 * e), seconds=1) for e in range(3)]
+        curve = [
+            EpochScore(
+                phase="train",
+                epoch=e,
+                scores=dict.fromkeys(taught, 0.1 * e),
+                losses=dict.fromkeys(taught, 2.0),
+                seconds=1,
+            )
+            for e in range(3)
+        ]
         lessons.append(
             Lesson.parse(
                 {

@@ -71,7 +71,7 @@ def samples(kind: TaskKind, size: int = 16, seed: int = 0) -> tuple[torch.Tensor
 
 def optimize(method: Method, kind: TaskKind, num_steps: int, task: int | None = None, seed: int = 0) -> list[float]:
     """One phase of one epoch, with a fresh Adam; returns the losses."""
-    optimizer, losses = torch.optim.Adam(method.trained(), lr=LEARNING_RATE), []
+    optimizer, losses = torch.optim.Adam(method.trainable(), lr=LEARNING_RATE), []
     for step in range(num_steps):
         progress = Progress(step, num_steps, task)
         loss, _ = method.loss(*samples(kind, seed=seed), progress)

@@ -1,6 +1,7 @@
 """Cells: they learn, go on bit for bit, do on several ranks what they do on one, and choose the best epoch."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
 from userrep.training import continual as module
 from userrep.training.cells import CellResult, Lesson
-from userrep.training.continual import overall, run_cell
+from userrep.training.continual import run_cell
 from userrep.training.continual_step import take_step
 from userrep.training.state import NonFiniteLossError
+from userrep.training.task_scores import Scored
 
 
 def timeless(result: CellResult) -> list[dict[str, Any]]:
@@ -146,15 +148,18 @@ def test_epochs_are_permutations_of_the_training_samples(tmp_path: Path) -> None
     assert len(set(orders)) == 8
 
 
-def scripted_run(directory: Path, scores: list[float], patience: int) -> tuple[CellResult, list[dict[str, Any]]]:
-    """A cell of one task with given validation scores, and the states that were scored."""
-    cell = tiny_cell("fineall", ORDER[:1], max_epochs=len(scores) - 1)
-    cell = cell.model_copy(update={"training": cell.training.model_copy(update={"patience": patience})})
-    states, script = [], iter(scores)
+def scripted_run(
+    directory: Path, losses: list[float], patience: int, patience_steps: int = 0
+) -> tuple[CellResult, list[dict[str, Any]]]:
+    """A cell of one task with given validation losses, and the states that were measured."""
+    cell = tiny_cell("fineall", ORDER[:1], max_epochs=len(losses) - 1)
+    limits = {"patience": patience, "patience_steps": patience_steps}
+    cell = cell.model_copy(update={"training": cell.training.model_copy(update=limits)})
+    states, script = [], iter(losses)
 
-    def score(method: Any, number: int, task: Any, sequences: Any, split: str, batch_size: int) -> float:
+    def score(method: Any, number: int, task: Any, sequences: Any, split: str, batch_size: int) -> Scored:
         states.append({name: value.clone() for name, value in method.state_dict().items()})
-        return next(script) if split == "validation" else 0.5
+        return Scored(0.5, next(script) if split == "validation" else 0.5)
 
     with mock.patch.object(module, "score_task", side_effect=score):
         result, _ = run_tiny(cell, directory)
@@ -162,30 +167,40 @@ def scripted_run(directory: Path, scores: list[float], patience: int) -> tuple[C
 
 
 @pytest.mark.parametrize(
-    ("scores", "patience", "num_epochs", "best"),
+    ("losses", "patience", "num_epochs", "best"),
     [
-        ([0.1, 0.2, 0.5, 0.3, 0.5, 0.9], 2, 4, 2),  # a tie is no gain
-        ([0.1, 0.2, 0.5, 0.3, 0.6, 0.4, 0.5, 0.7], 2, 6, 4),
-        ([0.9, 0.2, 0.1, 0.1], 5, 3, 1),  # what is not trained is never the best
-        ([0.1, 0.2, 0.3], 5, 2, 2),  # as many epochs as there may be
-        ([0.0, 0.0, 0.0, 0.0], 1, 2, 1),
+        ([0.9, 0.8, 0.5, 0.7, 0.5, 0.1], 2, 4, 2),  # a tie is no gain
+        ([0.9, 0.8, 0.5, 0.7, 0.4, 0.6, 0.5, 0.3], 2, 6, 4),
+        ([0.1, 0.8, 0.9, 0.9], 5, 3, 1),  # what is not trained is never the best
+        ([0.9, 0.8, 0.7], 5, 2, 2),  # as many epochs as there may be
+        ([0.5, 0.5, 0.5, 0.5], 1, 2, 1),
     ],
 )
 def test_early_stopping_restores_the_best_epoch(
-    scores: list[float], patience: int, num_epochs: int, best: int, tmp_path: Path
+    losses: list[float], patience: int, num_epochs: int, best: int, tmp_path: Path
 ) -> None:
-    result, states = scripted_run(tmp_path, scores, patience)
+    result, states = scripted_run(tmp_path, losses, patience)
     [lesson] = result.lessons
-    assert [point.scores["T1"] for point in lesson.curve] == scores[: num_epochs + 1]
+    assert [point.losses["T1"] for point in lesson.curve] == losses[: num_epochs + 1]
     assert len(states) == num_epochs + 2  # and once on test users
     assert_same_state(states[-1], states[best])
     assert_same_state(method_state(tmp_path, 0), states[best])
 
 
-def test_epochs_of_a_joint_method_are_compared_by_relative_gains() -> None:
-    assert overall([0.3]) == 0.3
-    assert overall([0.9, 0.05]) < overall([0.89, 0.06])
-    assert overall([0.0, 0.9]) == 0
+def test_small_tasks_are_given_steps_to_learn(tmp_path: Path) -> None:
+    losses = [0.9, 0.5, *([0.6] * 9)]
+    steps_of_an_epoch = scripted_run(tmp_path / "one", losses[:2], 1)[0].lessons[0].num_steps
+    result, _ = scripted_run(tmp_path / "all", losses, 2, patience_steps=4 * steps_of_an_epoch)
+    assert len(result.lessons[0].curve) == 1 + 1 + 4
+
+
+def test_epochs_of_a_joint_method_are_compared_by_losses_over_those_of_a_guess() -> None:
+    course = module._Course(tiny_cell("mtl", ORDER), tiny_tasks(), lambda point: None, "cpu")
+    guess = {task.name: math.log(task.num_classes) for task in course.tasks}
+    assert course._relative_loss(guess) == pytest.approx(1)
+    for name in guess:
+        better = guess | {name: guess[name] / 2}
+        assert course._relative_loss(better) == pytest.approx(1 - 1 / 2 / len(guess))
 
 
 def _run_on_a_rank(_rank: int, root: str) -> list[list[dict[str, float]]]:

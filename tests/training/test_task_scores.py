@@ -1,5 +1,6 @@
 """Scores over all samples of a split, against loops; and the likeness of masks."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -22,16 +23,17 @@ def taught(name: str = "fineall") -> Method:
 
 
 @torch.no_grad()
-def naive_score(method: Method, number: int, split: int) -> float:
+def naive_score(method: Method, number: int, split: int) -> tuple[float, float]:
     """One sample at a time; ties of random floats do not occur."""
     tasks = tiny_tasks()
-    task, gains = tasks.tasks[number], []
+    task, gains, losses = tasks.tasks[number], [], []
     for row, label, part in zip(task.rows, task.labels, task.split, strict=True):
         if part == split:
             logits = method.logits(torch.from_numpy(tasks.sequences.items[[row]]).long(), number)[0].tolist()
             place = sorted(logits, reverse=True).index(logits[label]) + 1
             gains.append(float(place == 1) if task.kind == "label" else 1 / place if place <= 5 else 0.0)
-    return sum(gains) / len(gains)
+            losses.append(-math.log(math.exp(logits[label]) / sum(map(math.exp, logits))))
+    return sum(gains) / len(gains), sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 1000])
@@ -40,7 +42,7 @@ def test_scores_are_those_of_loops_over_samples(batch_size: int) -> None:
     for number, task in enumerate(tasks.tasks):
         for code, split in ((1, "validation"), (2, "test")):
             score = score_task(method, number, task, tasks.sequences, split, batch_size)
-            assert score == pytest.approx(naive_score(method, number, code), abs=1e-12)
+            assert tuple(score) == pytest.approx(naive_score(method, number, code), abs=1e-12)
 
 
 def test_the_order_of_samples_is_of_no_influence_and_training_goes_on_in_its_mode() -> None:

@@ -8,6 +8,10 @@ Differs:
 - The optimizer is the loop's, where HAT used SGD without momentum. To Adam a constant factor of a gradient means
   little: weights behind a gate of 0 stay exactly as they are, those behind a half-open one move almost freely.
 - Gradients are not clipped (the code clips at a norm of 10,000).
+- The first task has HAT's sparsity and compensation, which TERACON's has not (the published scores of the two after
+  task 1 are equal, so there it is one training).
+Gates protect weights, not outputs: a layer norm before the mask point mixes channels, so what a later task changes in
+free channels shifts the others a little.
 
 Legend: `K` mask points, `D` width.
 """
@@ -84,11 +88,15 @@ class Hat(Method):
     @torch.no_grad()
     def end_task(self) -> None:
         """What the task uses is used from now on."""
-        self.used.copy_(torch.maximum(self.used, self.embeddings.plain(self.current, self.config.max_scale)))
+        self.used.copy_(torch.maximum(self.used, self.final_masks(self.current)))
 
     def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
         """Scores of a task under its hardest masks, (B, C)."""
-        return self.network.logits(items_BL, number, gate(self.embeddings.plain(number, self.config.max_scale)))
+        return self.network.logits(items_BL, number, gate(self.final_masks(number)))
+
+    def final_masks(self, number: int) -> torch.Tensor:
+        """Masks of a task at the largest scale, (K, D)."""
+        return self.embeddings.plain(number, self.config.max_scale)
 
     def _scale(self, progress: Progress) -> float:
         return annealed_scale(progress.step, progress.num_steps, self.config.max_scale)

@@ -19,7 +19,8 @@ RELATION_STD, RELATION_BIAS = 0.01, 0.1
 def annealed_scale(step: int, num_steps: int, max_scale: float = MAX_SCALE) -> float:
     """The scale s of a step, from 1 / s_max towards s_max.
 
-    Source: Sein-Kim/TERACON@b48e074:train_teracon.py. Differs: none; HAT's own formula reaches s_max in the last step.
+    Source: Sein-Kim/TERACON@b48e074:train_teracon.py. Differs: an epoch has a whole number of steps (there samples over
+    batch size, as it drops the last batch). HAT's own formula reaches s_max in the last step.
 
     Args:
         step: of the epoch, from 0.

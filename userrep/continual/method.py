@@ -79,6 +79,10 @@ class Method(nn.Module, ABC):
     def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
         """Scores of all classes of a task that was taught, (B, C), as the finished method would give them."""
 
-    def trained(self) -> Iterator[nn.Parameter]:
+    def final_masks(self, number: int) -> torch.Tensor | None:
+        """Soft masks of a task as `logits` uses them, (K, D) over mask points and channels; None: there are none."""
+        return None
+
+    def trainable(self) -> Iterator[nn.Parameter]:
         """Parameters that the optimizer of the current phase gets; those without `requires_grad` are left out."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -22,7 +22,10 @@ TaskKind = Literal["next_item", "item", "label"]
 
 HEAD_STD, HEAD_BIAS = 0.01, 0.1  # Source: Sein-Kim/TERACON@b48e074:teracon.py
 Weights = Mapping[str, torch.Tensor]  # used in place of the backbone's parameters of these names
-CHUNK = nn.LinearCrossEntropyOptions()  # logits of all classes exist for a chunk of the rows at a time
+# Logits of all classes exist at once up to so many numbers, and beyond it for a chunk of the rows at a time: 64 MiB in
+# float32, of which the loss holds a few copies. (torch's own choice of chunks is a few rows where classes are many, and
+# then adds to the gradient of the whole head for each of them.)
+MAX_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,12 @@ class Network(nn.Module):
             targets = items_BL[:, 1:]
             chosen = torch.ones_like(targets, dtype=torch.bool) if with_pads else targets != 0
             vectors, targets = vectors[chosen], targets[chosen]
-        return F.linear_cross_entropy(vectors, head.weight, targets, linear_bias=head.bias, options=CHUNK)
+        num_classes = len(head.weight)
+        options = None
+        if len(vectors) * num_classes > MAX_LOGITS:
+            rows = max(1, MAX_LOGITS // num_classes)
+            options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+        return F.linear_cross_entropy(vectors, head.weight, targets, linear_bias=head.bias, options=options)
 
     def _seen(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
         return items_BL[:, :-1] if self.tasks[number].kind == "next_item" else items_BL

@@ -95,7 +95,11 @@ class Teracon(Method):
 
     def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
         """Scores of a task under its hardest masks, (B, C)."""
-        return self.network.logits(items_BL, number, gate(self.masks(number, self.config.max_scale)))
+        return self.network.logits(items_BL, number, gate(self.final_masks(number)))
+
+    def final_masks(self, number: int) -> torch.Tensor:
+        """Masks of a task at the largest scale, (K, D)."""
+        return self.masks(number, self.config.max_scale)
 
     def end_task(self) -> None:
         """Lets the teacher go."""

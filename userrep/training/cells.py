@@ -57,7 +57,10 @@ class ContinualConfig(Config):
     backbone: NextItNetConfig = NextItNetConfig(dim=64, dilations=(1, 4, 1, 4))
     first: TaskTraining = TaskTraining(batch_size=32, learning_rate=1e-3)  # task of the order
     later: TaskTraining = TaskTraining(batch_size=128, learning_rate=1e-3)  # tasks of the order
-    patience: int = Field(default=5, ge=1)  # epochs without a better validation score, after which a phase ends
+    # Epochs and steps without a lower validation loss, after both of which a phase ends. The steps are for small tasks:
+    # with 2,400 samples five epochs are a hundred steps.
+    patience: int = Field(default=5, ge=1)
+    patience_steps: int = Field(default=300, ge=0)
     evaluation_batch_size: int = Field(default=256, ge=1)  # samples whose logits exist at a time
 
     def of_task(self, number: int) -> TaskTraining:
@@ -93,6 +96,7 @@ class EpochScore(Config):
     phase: str
     epoch: int  # epochs that were trained in the phase; 0: before the first one
     scores: dict[str, float]  # on validation users, of the lesson's tasks
+    losses: dict[str, float]  # their cross-entropies, by which the best epoch is chosen
     seconds: float  # of training in the epoch, without validation
 
 

@@ -8,8 +8,9 @@ of each part, at least one of every past task); and of a `next_item` task ranks 
 predict, which is not exact for a loss that is a mean of something else (pads; the rehearsal of past tasks).
 
 Source: Sein-Kim/TERACON@b48e074:train_teracon.py. Differs: the last, smaller batch of an epoch is trained on (there
-dropped), and nothing is dropped in evaluation; the validation score that ends a phase is the task's own metric (there
-accuracy for every task); the best parameters are those of a trained epoch, never of epoch 0.
+dropped), and nothing is dropped in evaluation; epochs are compared by their cross-entropy on validation users (there by
+accuracy): of 150 users with one right item each, MRR and accuracy tell little; the best parameters are those of a
+trained epoch, never of epoch 0.
 
 Legend: `B` samples of a batch, `M` tasks.
 """
@@ -47,7 +48,7 @@ from userrep.training.cells import (
 from userrep.training.checkpoint import load_model
 from userrep.training.continual_step import take_step
 from userrep.training.state import NonFiniteLossError
-from userrep.training.task_scores import mask_similarity, score_task
+from userrep.training.task_scores import Scored, mask_similarity, score_task
 
 
 class _Draw(IntEnum):
@@ -154,7 +155,8 @@ class _Course:
         curve = [point for phase in range(len(self.method.phases)) for point in self._train_phase(numbers, phase)]
         self.method.end_task()
         known = range(numbers[-1] + 1)
-        scores, similarity = self._score(known, "test"), mask_similarity(self.method)
+        scores = {name: scored.score for name, scored in self._score(known, "test").items()}
+        similarity = mask_similarity(self.method)
         lesson = Lesson(
             tasks=self._names(numbers),
             scores=scores,
@@ -173,29 +175,42 @@ class _Course:
         self.method.begin_task(TaskSpec(task.name, task.kind, task.num_classes))
 
     def _train_phase(self, numbers: range, phase: int) -> list[EpochScore]:
-        """Trains until the validation score has not risen for some epochs, and takes back what came after the best."""
+        """Trains until the validation loss has not fallen for some time, and takes back what came after the best."""
         name, settings = self.method.phases[phase], self.cell.training.of_task(numbers[0])
         self._seed(_Draw.PHASE, numbers[-1], phase)
         self.method.begin_phase(name)
         # Source: Sein-Kim/TERACON@b48e074. Differs: none; betas .9 and .999, eps 1e-8, no weight decay.
-        optimizer = torch.optim.Adam(self.method.trained(), lr=settings.learning_rate)
-        curve = [EpochScore(phase=name, epoch=0, scores=self._score(numbers, "validation"), seconds=0.0)]
-        self._tell(numbers, name, 0, self._metrics("val", curve[0].scores))
-        best_score, best_epoch, best = -math.inf, 0, {}
+        optimizer = torch.optim.Adam(self.method.trainable(), lr=settings.learning_rate)
+        curve = [self._validate(numbers, name, 0, 0.0)]
+        best_loss, best_epoch, best_step, best = math.inf, 0, 0, {}
         for epoch in range(1, settings.max_epochs + 1):
             started = time.perf_counter()
             self._train_epoch(optimizer, numbers, phase, epoch)
             seconds = time.perf_counter() - started
-            scores = self._score(numbers, "validation")
-            curve.append(EpochScore(phase=name, epoch=epoch, scores=scores, seconds=seconds))
-            self._tell(numbers, name, epoch, self._metrics("val", scores) | {"time/epoch_s": seconds})
-            if (score := overall(list(scores.values()))) > best_score:
-                best_score, best_epoch = score, epoch
+            curve.append(self._validate(numbers, name, epoch, seconds))
+            if (loss := self._relative_loss(curve[-1].losses)) < best_loss:
+                best_loss, best_epoch, best_step = loss, epoch, self.num_steps
                 best = {key: value.clone() for key, value in self.method.state_dict().items()}
-            elif epoch - best_epoch == self.cell.training.patience:
+            elif self._is_enough(epoch - best_epoch, self.num_steps - best_step):
                 break
         self.method.load_state_dict(best)
         return curve
+
+    def _validate(self, numbers: range, phase: str, epoch: int, seconds: float) -> EpochScore:
+        found = self._score(numbers, "validation")
+        scores = {name: scored.score for name, scored in found.items()}
+        losses = {name: scored.loss for name, scored in found.items()}
+        metrics = self._metrics("val", scores) | {f"val/{name}/loss": loss for name, loss in losses.items()}
+        self._tell(numbers, phase, epoch, metrics | ({"time/epoch_s": seconds} if epoch else {}))
+        return EpochScore(phase=phase, epoch=epoch, scores=scores, losses=losses, seconds=seconds)
+
+    def _relative_loss(self, losses: dict[str, float]) -> float:
+        """Mean over tasks of the loss over that of a guess, by which a joint method's tasks weigh the same."""
+        classes = {task.name: task.num_classes for task in self.tasks}
+        return sum(loss / math.log(max(2, classes[name])) for name, loss in losses.items()) / len(losses)
+
+    def _is_enough(self, epochs: int, steps: int) -> bool:
+        return epochs >= self.cell.training.patience and steps >= self.cell.training.patience_steps
 
     def _train_epoch(self, optimizer: torch.optim.Optimizer, numbers: range, phase: int, epoch: int) -> None:
         self.method.train()
@@ -223,7 +238,7 @@ class _Course:
             batches = [batches[place] for place in rng.permutation(len(batches))]
         return batches
 
-    def _score(self, numbers: range, split: str) -> dict[str, float]:
+    def _score(self, numbers: range, split: str) -> dict[str, Scored]:
         size = self.cell.training.evaluation_batch_size
         return {
             self.tasks[number].name: score_task(self.method, number, self.tasks[number], self.sequences, split, size)
@@ -242,13 +257,6 @@ class _Course:
 
     def _seed(self, draw: _Draw, *place: int) -> None:
         torch.manual_seed(_mix(self.cell.seed, draw, *place))
-
-
-def overall(scores: list[float]) -> float:
-    """Geometric mean of scores >= 0, by which a joint method's epochs are compared: an accuracy of .9 weighs no more
-    than an MRR of .05. Of one score, the score itself.
-    """
-    return math.prod(scores) ** (1 / len(scores))
 
 
 def _mix(*numbers: int) -> int:

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pydantic import Field
 
 from userrep.config import Config
@@ -54,17 +55,28 @@ class RunRecord(Config):
         status: RUNNING until the job has ended, then MLflow's word for how: FINISHED, FAILED or KILLED.
         key: of this run directory and no other, by which MLflow knows the run: the same training in another directory
             has other points for the same steps.
+        stage: that the run is of.
+        name: of the run, for people; empty: that of the directory.
+        parent: key of the run below which MLflow shows this one; empty: none.
     """
 
     experiment: str
     config: dict[str, Any]
     status: str = RUNNING
     key: str = Field(default_factory=lambda: uuid4().hex)
+    stage: str = "pretrain"
+    name: str = ""
+    parent: str = ""
 
     @classmethod
-    def start(cls, run_dir: Path, experiment: str, config: dict[str, Any]) -> "RunRecord":
-        """Writes the record of a run that begins or goes on; one that goes on keeps its key."""
-        record = cls(experiment=experiment, config=config)
+    def start(cls, run_dir: Path, experiment: str, config: dict[str, Any], **more: str) -> "RunRecord":
+        """Writes the record of a run that begins or goes on; one that goes on keeps its key.
+
+        Args:
+            run_dir: holds the record.
+            experiment: as above, and so are config and more: `stage`, `name`, `parent`.
+        """
+        record = cls.parse({"experiment": experiment, "config": config, **more})
         if (run_dir / RECORD_NAME).exists():
             record = record.model_copy(update={"key": cls.read(run_dir).key})
         record.write(run_dir)
@@ -163,13 +175,16 @@ class Replay:
 
     def _open(self, client: MlflowClient) -> None:
         """Finds or makes the run, and gives it its parameters; takes the cursor if it is one of this run."""
-        record, name = RunRecord.read(self._run_dir), self._run_dir.name
+        record = RunRecord.read(self._run_dir)
         experiment_id = experiment_of(client, record.experiment, None, self._uri, None)
         run_id = _search_run(client, experiment_id, record.key)
         if run_id is None:
             first = next(read_points(self._spool), None)
-            tags = {RUN_TAG: record.key, STAGE_TAG: "pretrain", HEARTBEAT_TAG: str(int(time.time()))}
+            tags = {RUN_TAG: record.key, STAGE_TAG: record.stage, HEARTBEAT_TAG: str(int(time.time()))}
             started_ms = first[0]["time_ms"] if first else None
+            if record.parent and (parent_id := _search_run(client, experiment_id, record.parent)) is not None:
+                tags[MLFLOW_PARENT_RUN_ID] = parent_id
+            name = record.name or self._run_dir.name
             run_id = client.create_run(experiment_id, started_ms, tags, run_name=name).info.run_id
         params = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in flatten(record.config)]
         client.log_batch(run_id, params=params)

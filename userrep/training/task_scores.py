@@ -3,13 +3,13 @@
 Legend: `N` samples, `R` rows of item sequences, `C` classes, `M` tasks, `K` mask points, `D` width.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from userrep.continual.hat import Hat
 from userrep.continual.method import Method
-from userrep.continual.teracon import Teracon
 from userrep.data.tasks import ItemSequences, Task
 from userrep.evaluation.ranking import class_ranks, mrr_at_k
 from userrep.losses.gather import all_gather_uneven, rank, world_size
@@ -17,9 +17,18 @@ from userrep.losses.gather import all_gather_uneven, rank, world_size
 CUTOFFS = {"mrr_at_5": 5, "accuracy": 1}  # the last rank that counts
 
 
+class Scored(NamedTuple):
+    """MRR@5 or accuracy, as the task's kind asks for, in [0, 1]; and the mean cross-entropy in nats."""
+
+    score: float
+    loss: float
+
+
 @torch.no_grad()
-def score_task(method: Method, number: int, task: Task, sequences: ItemSequences, split: str, batch_size: int) -> float:
-    """MRR@5 or accuracy, as the task's kind asks for, over all samples of a split; in [0, 1].
+def score_task(
+    method: Method, number: int, task: Task, sequences: ItemSequences, split: str, batch_size: int
+) -> Scored:
+    """Measures a task on all samples of a split.
 
     A collective: every rank answers for its part of the rows. A row is encoded once, however many samples ask about it.
 
@@ -40,22 +49,26 @@ def score_task(method: Method, number: int, task: Task, sequences: ItemSequences
     borders = np.append(firsts, len(samples))  # samples of row r are [borders[r], borders[r + 1])
     mine = [len(rows) * part // world_size() for part in (rank(), rank() + 1)]
     device = next(method.parameters()).device
-    parts = [torch.empty(0, 2, dtype=torch.int64, device=device)]  # a rank may have no rows
+    # Numbers of better and of equal classes, and cross-entropies; a rank may have no rows.
+    parts = [torch.empty(0, 3, dtype=torch.float64, device=device)]
     was_training = method.training
     method.eval()
     for start in range(mine[0], mine[1], batch_size):
         stop = min(start + batch_size, mine[1])
         items_RL = torch.from_numpy(sequences.items[rows[start:stop]]).long().to(device)
-        logits_RC = method.logits(items_RL, number).cpu().numpy()
+        logits_RC = method.logits(items_RL, number)
+        norm_R, logits_RC = logits_RC.logsumexp(dim=1).double().cpu().numpy(), logits_RC.cpu().numpy()
         row_N = np.repeat(np.arange(stop - start), np.diff(borders[start : stop + 1]))
         labels_N = task.labels[samples[borders[start] : borders[stop]]]
         for first in range(0, len(row_N), batch_size):
             chunk = slice(first, first + batch_size)
+            own_N = logits_RC[row_N[chunk], labels_N[chunk]]
             ranks = class_ranks(logits_RC[row_N[chunk]], labels_N[chunk])
-            parts.append(torch.from_numpy(np.stack(ranks, axis=1)).to(device))
+            parts.append(torch.from_numpy(np.stack([*ranks, norm_R[row_N[chunk]] - own_N], axis=1)).to(device))
     method.train(was_training)
-    num_higher_N, num_same_N = all_gather_uneven(torch.cat(parts)).cpu().numpy().T
-    return mrr_at_k(num_higher_N, num_same_N, CUTOFFS[task.metric])
+    num_higher_N, num_same_N, loss_N = all_gather_uneven(torch.cat(parts)).cpu().numpy().T
+    counts = num_higher_N.astype(np.int64), num_same_N.astype(np.int64)
+    return Scored(mrr_at_k(*counts, CUTOFFS[task.metric]), float(loss_N.mean()))
 
 
 @torch.no_grad()
@@ -64,12 +77,8 @@ def mask_similarity(method: Method) -> np.ndarray | None:
 
     Masks are positive, so it is in (0, 1]; this is what TERACON's sampling rates go by.
     """
-    num_tasks = method.current + 1
-    if isinstance(method, Teracon):
-        masks = [method.masks(number, method.config.max_scale) for number in range(num_tasks)]
-    elif isinstance(method, Hat):
-        masks = [method.embeddings.plain(number, method.config.max_scale) for number in range(num_tasks)]
-    else:
+    masks = [mask for number in range(method.current + 1) if (mask := method.final_masks(number)) is not None]
+    if not masks:
         return None
     unit_MKD = F.normalize(torch.stack(masks), dim=-1)
     return torch.einsum("ikd,jkd->ijk", unit_MKD, unit_MKD).mean(dim=-1).cpu().double().numpy()

@@ -1,0 +1,296 @@
+"""`userrep continual`: methods of continual learning, taught the same tasks, side by side.
+
+All cells (method, seed, order) are run one after another by one group of workers, since starting one costs tens of
+seconds. Cells that can be compared, of the same tasks, split and training, live in `continual/<hash of these>/`. One
+goes on at the task at which it was interrupted; finished ones are not run again, so methods, seeds and orders can be
+added later, and the report is over all of them. Every cell is a run in MLflow, below the run of the experiment.
+"""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from pipelines.console import Console
+from pipelines.continual_config import ContinualJobConfig
+from pipelines.continual_report import write_continual_report
+from pipelines.mlflow_store import tracking_uri
+from pipelines.session import ray_session
+from userrep.config import ConfigError
+from userrep.data.tasks import TaskSet
+from userrep.losses.gather import rank
+from userrep.manifest import IncompleteTableError, write_json
+from userrep.publishing.connection import RegistryError, check_uri
+from userrep.training.cells import Cell, CellResult, read_cell
+from userrep.training.continual import Point, run_cell
+from userrep.training.fence import current_attempt, start_attempt, take_over
+from userrep.training.replay import RECORD_NAME, RunRecord, living_job, send_run
+from userrep.training.state import NonFiniteLossError
+from userrep.training.tracking import SPOOL_NAME, MetricSpool, SpoolReader
+
+STAGE = CONTINUAL = "continual"  # the stage, and its directory
+CELLS, REPORT = "cells", "report"
+FAILURE_NAME = "failure.json"  # of a cell that has diverged
+POLL_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell and its directory."""
+
+    cell: Cell
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.cell.label} seed {self.cell.seed} {'>'.join(self.cell.order)}"
+
+    def result(self) -> CellResult | None:
+        """What there is of it; None before its first lesson."""
+        try:
+            return read_cell(self.directory)
+        except IncompleteTableError:
+            return None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has been taught all its tasks."""
+        result = self.result()
+        return result is not None and result.is_complete
+
+
+def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
+    """Runs the cells that are not finished, then writes the report over all that are. Returns its directory.
+
+    Raises:
+        ConfigError: the config does not fit the data or the cluster.
+        RuntimeError: a cell has failed, or the workers have; what was learned stays, and the report is written.
+    """
+    uri = tracking_uri(workdir)
+    check_uri(uri, create=True)
+    tasks = config.build_tasks()
+    for name, count in tasks.facts.items():
+        console.say(f"continual: {name.replace('_', ' ')}: {count:,}")
+    directory = experiment_directory(config, tasks, workdir)
+    cells = plan(config, tasks, directory)
+    left = [planned for planned in cells if not planned.is_complete]
+    console.say(f"continual: {len(cells)} cells, {len(cells) - len(left)} of them finished before")
+    try:
+        with _recorded(config, left, directory), _following(left, console), ray_session(console.is_verbose):
+            if left:
+                _train(config, left, directory)
+    finally:
+        finished = [result for planned in _all_cells(directory) if (result := planned.result()) and result.is_complete]
+        if finished:
+            write_continual_report(finished, directory / REPORT)
+        _send(directory, uri, workdir, console)
+    failed = [planned for planned in left if not planned.is_complete]
+    if failed:
+        names = ", ".join(planned.name for planned in failed)
+        raise RuntimeError(
+            f"continual: {len(failed)} cells have failed ({names}); see {FAILURE_NAME} in {directory / CELLS}"
+        )
+    return directory / REPORT
+
+
+def experiment_directory(config: ContinualJobConfig, tasks: TaskSet, workdir: Path) -> Path:
+    """Where cells are kept that can be compared with each other: of the same tasks, split and training."""
+    return workdir / CONTINUAL / config.identity(tasks)
+
+
+def plan(config: ContinualJobConfig, tasks: TaskSet, directory: Path) -> list[Planned]:
+    """The cells of a config with their directories."""
+    return [Planned(cell, directory / CELLS / cell.content_hash()) for cell in config.cells(tasks)]
+
+
+def _all_cells(directory: Path) -> list[Planned]:
+    """Every cell that was begun in an experiment, by this command or an earlier one."""
+    found = []
+    for path in sorted((directory / CELLS).glob("*")):
+        try:
+            found.append(Planned(read_cell(path).cell, path))
+        except IncompleteTableError:
+            continue
+    return found
+
+
+@contextmanager
+def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) -> Iterator[None]:
+    """Keeps what MLflow is to be told of the experiment and of every cell that is run in the block."""
+    directory.mkdir(parents=True, exist_ok=True)
+    training = {"training": config.training.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
+    parent = RunRecord.start(directory, config.experiment, training, stage=STAGE, name=config.name)
+    with ExitStack() as stack:
+        stack.enter_context(living_job(directory))
+        for planned in left:
+            planned.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(living_job(planned.directory))
+            (planned.directory / FAILURE_NAME).unlink(missing_ok=True)
+            values = planned.cell.model_dump(mode="json")
+            more = {"stage": STAGE, "name": planned.name, "parent": parent.key}
+            RunRecord.start(planned.directory, config.experiment, values, **more)
+        try:
+            yield
+        finally:
+            for planned in left:
+                _end_record(planned.directory, "FINISHED" if planned.is_complete else "FAILED")
+            _end_record(directory, "FINISHED")
+
+
+def _end_record(directory: Path, status: str) -> None:
+    RunRecord.read(directory).model_copy(update={"status": status}).write(directory)
+
+
+def _train(config: ContinualJobConfig, left: list[Planned], directory: Path) -> None:
+    workers, job = config.workers, uuid.uuid4().hex
+    cluster = ray.cluster_resources()
+    if cluster.get("CPU", 0) < workers.num_workers:
+        raise ConfigError(
+            f"workers.num_workers={workers.num_workers}, and the Ray cluster has {cluster.get('CPU', 0):g} CPU: "
+            "use fewer workers"
+        )
+    if workers.use_gpu and cluster.get("GPU", 0) < workers.num_workers:
+        raise ConfigError(
+            f"workers.use_gpu=true with {workers.num_workers} workers, and the Ray cluster has "
+            f"{cluster.get('GPU', 0):g} GPUs: use fewer workers, or workers.use_gpu=false"
+        )
+    take_over(directory, job)
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "directory": str(directory),
+        "job": job,
+        "cells": [{"cell": p.cell.model_dump(mode="json"), "directory": str(p.directory)} for p in left],
+    }
+    trainer = ray.train.torch.TorchTrainer(
+        teach_cells,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
+        run_config=RunConfig(
+            name=f"attempt-{job}",  # Ray Train must not restore anything
+            storage_path=str(directory / "ray"),
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=10),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        rank_, cause = next(iter(sorted(error.worker_failures.items())))
+        raise RuntimeError(f"continual: worker {rank_} failed: {cause}; the same command goes on") from error
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"continual: the workers could not be started: {error}") from error
+
+
+def teach_cells(settings: dict[str, Any]) -> None:
+    """What every worker runs: cell after cell."""
+    config, directory = ContinualJobConfig.parse(settings["config"]), Path(settings["directory"])
+    local_workers = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
+    # Raises where another job has the experiment; where only these workers were started again, the last ones may not
+    # write any more.
+    attempt = current_attempt(directory, settings["job"])
+    if rank() == 0:
+        attempt = start_attempt(directory, settings["job"], lambda: None)
+    tasks, device = config.build_tasks(), str(ray.train.torch.get_device())
+    for planned in settings["cells"]:
+        cell, cell_directory = Cell.parse(planned["cell"]), Path(planned["directory"])
+        with _spooling(cell, cell_directory) as write:
+
+            def report(point: Point, write: Callable[[Point], None] = write) -> None:
+                if rank() == 0:
+                    attempt.check()
+                    write(point)
+
+            try:
+                run_cell(cell, tasks, cell_directory, report, device)
+            except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on
+                if rank() == 0:
+                    write_json(cell_directory / FAILURE_NAME, {"message": str(error), **error.evidence})
+
+
+@contextmanager
+def _spooling(cell: Cell, directory: Path) -> Iterator[Callable[[Point], None]]:
+    """A function that spools the points of a cell, of an epoch with the means of its steps.
+
+    They are numbered through the cell, not by optimizer steps: the end of a lesson and epoch 0 of the next one have the
+    same.
+    """
+    result = Planned(cell, directory).result()
+    number = sum(len(lesson.curve) + 1 for lesson in result.lessons) if result is not None else 0
+    spool, steps = MetricSpool(directory / SPOOL_NAME), list[dict[str, float]]()
+
+    def write(point: Point) -> None:
+        nonlocal number
+        if "train/loss" in point.metrics:
+            steps.append(point.metrics)
+            return
+        number += 1
+        means = {name: fmean(step.get(name, nan) for step in steps) for name in (steps[0] if steps else ())}
+        spool.write(number, time.time_ns() // 1_000_000, point.metrics | means)
+        steps.clear()
+
+    try:
+        yield write
+    finally:
+        spool.close()
+
+
+@contextmanager
+def _following(left: list[Planned], console: Console) -> Iterator[None]:
+    """Shows while the block runs what the cells say."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        readers = {planned.directory: SpoolReader(planned.directory / SPOOL_NAME) for planned in left}
+        for reader in readers.values():
+            reader.read()
+        num_epochs, finished = 0, set()
+        with console.progress("continual", "epochs") as advance:
+            while not stop.wait(POLL_INTERVAL_S):
+                note = ""
+                for planned in left:
+                    if planned.directory in finished:
+                        continue
+                    points = readers[planned.directory].read()
+                    num_epochs += len(points)
+                    if points:
+                        shown = ", ".join(f"{name} {value:.3f}" for name, value in points[-1]["metrics"].items())
+                        note = f"{planned.cell.label} seed {planned.cell.seed}: {shown}"
+                        if any(name.startswith("test/") for name in points[-1]["metrics"]) and planned.is_complete:
+                            finished.add(planned.directory)
+                if note:
+                    advance(len(finished), len(left), num_epochs, note)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _send(directory: Path, uri: str, workdir: Path, console: Console) -> None:
+    """Sends the runs of an experiment to MLflow; that it is away is no reason to fail."""
+    for run_dir in [directory, *sorted(path.parent for path in (directory / CELLS).glob(f"*/{RECORD_NAME}"))]:
+        try:
+            send_run(run_dir, uri, waits=True)
+        except RegistryError as error:
+            console.say(
+                f"continual: MLflow does not have all runs ({error}); "
+                f"`userrep sync-tracking --workdir {workdir}` sends the rest"
+            )
+            return

@@ -1,0 +1,148 @@
+"""The complete config of an experiment with continual tasks, and the cells that it stands for."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from userrep.config import Config, ConfigError, digest_json
+from userrep.continual.catalog import METHODS
+from userrep.data.sources.movielens import MovieLensSource
+from userrep.data.sources.parquet import ParquetSource
+from userrep.data.sources.synthetic import SyntheticSource
+from userrep.data.task_sources import ml1m_tasks, synthetic_tasks
+from userrep.data.tasks import TaskKind, TaskSet, TaskSplit, noisy_task
+from userrep.data.ttl import TtlTask, ttl_tasks
+from userrep.training.cells import Cell, ContinualConfig, digest_tasks
+
+NOISE = "noise"  # name of the task that nothing can be learned from
+
+
+class Ml1mTasks(Config):
+    """Six tasks of MovieLens 1M: the next movie, a 4-star and a 5-star movie, gender, age and occupation."""
+
+    kind: Literal["ml1m"] = "ml1m"
+    source: Annotated[ParquetSource | MovieLensSource, Field(discriminator="kind")]
+    max_items: int = Field(default=30, ge=2)  # most recent ones that are seen of a user
+    # 4-star and 5-star movies of a user that are asked for, the most recent ones; None: all. All targets of a user have
+    # one input and so one ranking, in which they compete: with all of them (57 and 36 a user) no method could have a
+    # higher MRR@5 than .040 and .063; the published data have about one.
+    max_targets: PositiveInt | None = 5
+
+    def build(self, split: TaskSplit) -> TaskSet:
+        """Reads the source."""
+        return ml1m_tasks(self.source, split, self.max_items, self.max_targets)
+
+
+class SyntheticTasks(Config):
+    """Six tasks of the built-in world: next search, product, topic, department, gender and age."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    source: SyntheticSource = SyntheticSource(num_users=2000)
+    max_items: int = Field(default=30, ge=2)
+    max_targets: PositiveInt | None = 5
+
+    def build(self, split: TaskSplit) -> TaskSet:
+        """Draws the world."""
+        return synthetic_tasks(self.source, split, self.max_items, self.max_targets)
+
+
+class TtlFile(Config):
+    """A task after the first one, and its file."""
+
+    name: str
+    kind: TaskKind
+    path: Path
+
+
+class TtlTasks(Config):
+    """Files in the format of the official code, e.g. of the TTL data set."""
+
+    kind: Literal["ttl"] = "ttl"
+    first: Path
+    later: tuple[TtlFile, ...] = Field(min_length=1)
+
+    def build(self, split: TaskSplit) -> TaskSet:
+        """Reads the files."""
+        return ttl_tasks(self.first, [TtlTask(task.name, task.kind, task.path) for task in self.later], split)
+
+
+class MethodChoice(Config):
+    """A method and the options that differ from its defaults."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.name not in METHODS:
+            raise ValueError(f"unknown method {self.name!r}: use one of {', '.join(METHODS)}")
+        METHODS[self.name][0].parse(self.options)
+        return self
+
+
+class ContinualWorkers(Config):
+    """Where it runs. The cells are run one after another by the same workers."""
+
+    num_workers: PositiveInt = 1
+    threads: int = Field(default=0, ge=0)  # torch threads of a worker; 0 = the machine's cores over the workers
+    use_gpu: bool = False
+    max_failures: int = Field(default=3, ge=0)  # restarts of the workers; each goes on at the task that was interrupted
+
+
+class ContinualJobConfig(Config):
+    """Everything that `userrep continual` does."""
+
+    name: str = "continual"
+    tasks: Annotated[SyntheticTasks | Ml1mTasks | TtlTasks, Field(discriminator="kind")] = SyntheticTasks()
+    split: TaskSplit = TaskSplit()
+    methods: tuple[MethodChoice, ...] = Field(default=tuple(MethodChoice(name=name) for name in METHODS), min_length=1)
+    orders: tuple[tuple[str, ...], ...] = ()  # of tasks by name, `noise` among them; none: that of the data set
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    training: ContinualConfig = ContinualConfig()
+    workers: ContinualWorkers = ContinualWorkers()
+    experiment: str = "userrep-continual"  # in MLflow
+
+    @model_validator(mode="after")
+    def _names_nothing_twice(self) -> Self:
+        labels = [Cell(method=m.name, options=m.options, order=("any",)).label for m in self.methods]
+        for what, values in (("methods", labels), ("orders", list(self.orders)), ("seeds", list(self.seeds))):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what} {values} has an entry twice: its cells would be the same")
+        return self
+
+    def identity(self, tasks: TaskSet) -> str:
+        """Digest of what cells must share to be compared: data, split and training; not noise, which may come later."""
+        own = tuple(task for task in tasks.tasks if task.name != NOISE)
+        return digest_json({"tasks": digest_tasks(tasks, own), "training": self.training.model_dump(mode="json")})
+
+    def build_tasks(self) -> TaskSet:
+        """The tasks, with the one of noise where an order names it."""
+        tasks = self.tasks.build(self.split)
+        if any(NOISE in order for order in self.orders):
+            noise = noisy_task(tasks.sequences, self.split, seed=self.split.seed)
+            return TaskSet(tasks.sequences, (*tasks.tasks, noise), tasks.facts)
+        return tasks
+
+    def cells(self, tasks: TaskSet) -> list[Cell]:
+        """All cells: methods within seeds within orders, so that an experiment that is cut short is comparable.
+
+        Raises:
+            ConfigError: an order names a task that there is not.
+        """
+        known = tuple(task.name for task in tasks.tasks)
+        for order in self.orders:
+            if unknown := set(order) - set(known):
+                raise ConfigError(f"order names {', '.join(sorted(unknown))}: the tasks are {', '.join(known)}")
+        default = tuple(name for name in known if name != NOISE)
+        return [
+            Cell(method=method.name, options=method.options, order=order, seed=seed, training=self.training)
+            for order in self.orders or (default,)
+            for seed in self.seeds
+            for method in self.methods
+        ]
+
+
+def reverse(order: tuple[str, ...]) -> tuple[str, ...]:
+    """The order in which the first task stays first: T1, T6, T5, ... T2."""
+    return (*order[:1], *reversed(order[1:]))
