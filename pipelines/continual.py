@@ -90,8 +90,8 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
     left = [planned for planned in cells if not planned.is_complete]
     console.say(f"continual: {len(cells)} cells, {len(cells) - len(left)} of them finished before")
     try:
-        with _recorded(config, left, directory), _following(left, console), ray_session(console.is_verbose):
-            if left:
+        if left:
+            with _recorded(config, left, directory), _following(left, console), ray_session(console.is_verbose):
                 _train(config, left, directory)
     finally:
         finished = [result for planned in _all_cells(directory) if (result := planned.result()) and result.is_complete]
@@ -147,7 +147,10 @@ def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) 
             yield
         finally:
             for planned in left:
-                _end_record(planned.directory, "FINISHED" if planned.is_complete else "FAILED")
+                if (planned.directory / SPOOL_NAME).exists():
+                    _end_record(planned.directory, "FINISHED" if planned.is_complete else "FAILED")
+                else:  # not begun, so there is nothing to tell
+                    (planned.directory / RECORD_NAME).unlink()
             _end_record(directory, "FINISHED")
 
 
