@@ -65,7 +65,7 @@ class Plain(nn.Module):
             theirs, block = cast(PlainLayer, layer), cast(Block, ours.blocks[point // 2])
             matrix, norm = (block.conv1, block.norm1) if point % 2 == 0 else (block.conv2, block.norm2)
             theirs.conv.weight.data.copy_(matrix.weight.unflatten(1, (3, ours.dim)).transpose(1, 2))
-            theirs.conv.bias.data.copy_(matrix.bias)
+            theirs.conv.bias = nn.Parameter(matrix.bias.detach().clone())
             theirs.norm.load_state_dict(norm.state_dict())
 
     def logits(self, items_BL: torch.Tensor, masks_KD: torch.Tensor, number: int, last_only: bool) -> torch.Tensor:

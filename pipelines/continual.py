@@ -83,8 +83,7 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
     uri = tracking_uri(workdir)
     check_uri(uri, create=True)
     tasks = config.build_tasks()
-    for name, count in tasks.facts.items():
-        console.say(f"continual: {name.replace('_', ' ')}: {count:,}")
+    console.say("continual: " + ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in tasks.facts.items() if n))
     directory = experiment_directory(config, tasks, workdir)
     cells = plan(config, tasks, directory)
     left = [planned for planned in cells if not planned.is_complete]

@@ -40,7 +40,7 @@ class SyntheticTasks(Config):
     kind: Literal["synthetic"] = "synthetic"
     source: SyntheticSource = SyntheticSource(num_users=2000)
     max_items: int = Field(default=30, ge=2)
-    max_targets: PositiveInt | None = 5
+    max_targets: PositiveInt = 5  # products of a user that are asked for
 
     def build(self, split: TaskSplit) -> TaskSet:
         """Draws the world."""
@@ -136,7 +136,15 @@ class ContinualJobConfig(Config):
                 raise ConfigError(f"order names {', '.join(sorted(unknown))}: the tasks are {', '.join(known)}")
         default = tuple(name for name in known if name != NOISE)
         return [
-            Cell(method=method.name, options=method.options, order=order, seed=seed, training=self.training)
+            Cell.parse(
+                {
+                    "method": method.name,
+                    "options": method.options,
+                    "order": order,
+                    "seed": seed,
+                    "training": self.training,
+                }
+            )
             for order in self.orders or (default,)
             for seed in self.seeds
             for method in self.methods
