@@ -30,6 +30,7 @@ from pipelines.continual_report import write_continual_report
 from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
 from userrep.config import ConfigError
+from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
 from userrep.losses.gather import rank
 from userrep.manifest import IncompleteTableError, write_json
@@ -117,14 +118,15 @@ def plan(config: ContinualJobConfig, tasks: TaskSet, directory: Path) -> list[Pl
 
 
 def _all_cells(directory: Path) -> list[Planned]:
-    """Every cell that was begun in an experiment, by this command or an earlier one."""
+    """Every cell that was begun in an experiment, by this command or an earlier one, in the order of the catalog."""
     found = []
-    for path in sorted((directory / CELLS).glob("*")):
+    for path in (directory / CELLS).glob("*"):
         try:
             found.append(Planned(read_cell(path).cell, path))
         except IncompleteTableError:
             continue
-    return found
+    methods = list(METHODS)
+    return sorted(found, key=lambda p: (p.cell.order, methods.index(p.cell.method), p.cell.label, p.cell.seed))
 
 
 @contextmanager

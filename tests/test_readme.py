@@ -1,6 +1,7 @@
 """The commands that the README shows exist, with the options that it gives them."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_readme_shows_commands() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_command_parses(command: str) -> None:
     group = typer.main.get_command(app)
-    name, *arguments = command.split()[1:]
+    name, *arguments = shlex.split(command)[1:]
     subcommand = group.commands[name]
     subcommand.make_context(name, arguments)
 
