@@ -27,7 +27,7 @@ def main(num_nodes: int) -> None:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": NUM_WORKERS if num_nodes == 1 else 1,
+            "num_cpus": NUM_WORKERS if num_nodes == 1 else 0,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         },

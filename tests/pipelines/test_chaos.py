@@ -149,3 +149,14 @@ def test_five_faults_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len({run["fault"]["kind"] for run in runs}) == len(runs) == 5
     assert all(run["hashes"] == undisturbed["hashes"] and not run["problems"] for run in runs)
     assert (last["verdict"], last["passed"], last["runs"]) == ("pass", 5, 5)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_dies_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    seed = 12  # its first fault on two nodes is the loss of one
+    assert run_chaos(1, seed, tmp_path, nodes=2) == 0
+    _, run, _ = map(json.loads, (tmp_path / LEDGER).read_text().splitlines())
+    assert run["fault"]["kind"] == "node"
+    assert len(run["starts"]) == 2
