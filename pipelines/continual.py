@@ -81,6 +81,7 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
         ConfigError: the config does not fit the data or the cluster.
         RuntimeError: a cell has failed, or the workers have; what was learned stays, and the report is written.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(workdir)
     check_uri(uri, create=True)
     tasks = config.build_tasks()

@@ -85,7 +85,7 @@ def test_an_unknown_config_names_those_that_there_are() -> None:
 @pytest.fixture(scope="module")
 def finished(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[ContinualJobConfig, Path, Path]:
     """All methods, taught six tasks."""
-    config, workdir = load(), tmp_path_factory.mktemp("continual")
+    config, workdir = load(), tmp_path_factory.mktemp("continual") / "new"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         report = stage.run(config, workdir, Console())
