@@ -30,7 +30,7 @@ from userrep.training.launch import train
 from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, set_learning_rates
-from userrep.training.replay import RunRecord
+from userrep.training.run_record import RunRecord
 from userrep.training.settings import PretrainConfig, WorkersConfig, open_training_stream
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 

@@ -33,7 +33,8 @@ from userrep.models.clue import ClueConfig
 from userrep.publishing.connection import connect
 from userrep.training.follower import DRAIN_S
 from userrep.training.launch import train
-from userrep.training.replay import RunRecord, find_run, send_run
+from userrep.training.replay import find_run, send_run
+from userrep.training.run_record import RunRecord
 from userrep.training.settings import PretrainConfig, WorkersConfig
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 

@@ -6,45 +6,37 @@ goes on at the task at which it was interrupted; finished ones are not run again
 added later, and the report is over all of them. Every cell is a run in MLflow, below the run of the experiment.
 """
 
-import os
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipelines.console import Console
 from pipelines.continual_config import ContinualJobConfig
 from pipelines.continual_report import write_continual_report
+from pipelines.continual_worker import FAILURE_NAME, teach_cells
 from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
 from userrep.config import ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
-from userrep.losses.gather import rank
-from userrep.manifest import IncompleteTableError, write_json
+from userrep.manifest import IncompleteTableError
 from userrep.publishing.connection import RegistryError, check_uri
 from userrep.training.cells import Cell, CellResult, read_cell
-from userrep.training.continual import Point, run_cell
-from userrep.training.fence import current_attempt, start_attempt, take_over
-from userrep.training.replay import RECORD_NAME, RunRecord, living_job, send_run
-from userrep.training.state import NonFiniteLossError
-from userrep.training.tracking import SPOOL_NAME, MetricSpool, SpoolReader
+from userrep.training.fence import take_over
+from userrep.training.replay import living_job, send_run
+from userrep.training.run_record import RECORD_NAME, RunRecord
+from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 STAGE = CONTINUAL = "continual"  # the stage, and its directory
 CELLS, REPORT = "cells", "report"
-FAILURE_NAME = "failure.json"  # of a cell that has diverged
 POLL_INTERVAL_S = 1.0
 
 
@@ -197,60 +189,6 @@ def _train(config: ContinualJobConfig, left: list[Planned], directory: Path) -> 
         raise RuntimeError(f"continual: worker {rank_} failed: {cause}; the same command goes on") from error
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"continual: the workers could not be started: {error}") from error
-
-
-def teach_cells(settings: dict[str, Any]) -> None:
-    """What every worker runs: cell after cell."""
-    config, directory = ContinualJobConfig.parse(settings["config"]), Path(settings["directory"])
-    local_workers = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
-    # Raises where another job has the experiment; where only these workers were started again, the last ones may not
-    # write any more.
-    attempt = current_attempt(directory, settings["job"])
-    if rank() == 0:
-        attempt = start_attempt(directory, settings["job"], lambda: None)
-    tasks, device = config.build_tasks(), str(ray.train.torch.get_device())
-    for planned in settings["cells"]:
-        cell, cell_directory = Cell.parse(planned["cell"]), Path(planned["directory"])
-        with _spooling(cell, cell_directory) as write:
-
-            def report(point: Point, write: Callable[[Point], None] = write) -> None:
-                if rank() == 0:
-                    attempt.check()
-                    write(point)
-
-            try:
-                run_cell(cell, tasks, cell_directory, report, device)
-            except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on
-                if rank() == 0:
-                    write_json(cell_directory / FAILURE_NAME, {"message": str(error), **error.evidence})
-
-
-@contextmanager
-def _spooling(cell: Cell, directory: Path) -> Iterator[Callable[[Point], None]]:
-    """A function that spools the points of a cell, of an epoch with the means of its steps.
-
-    They are numbered through the cell, not by optimizer steps: the end of a lesson and epoch 0 of the next one have the
-    same.
-    """
-    result = Planned(cell, directory).result()
-    number = sum(len(lesson.curve) + 1 for lesson in result.lessons) if result is not None else 0
-    spool, steps = MetricSpool(directory / SPOOL_NAME), list[dict[str, float]]()
-
-    def write(point: Point) -> None:
-        nonlocal number
-        if "train/loss" in point.metrics:
-            steps.append(point.metrics)
-            return
-        number += 1
-        means = {name: fmean(step.get(name, nan) for step in steps) for name in (steps[0] if steps else ())}
-        spool.write(number, time.time_ns() // 1_000_000, point.metrics | means)
-        steps.clear()
-
-    try:
-        yield write
-    finally:
-        spool.close()
 
 
 @contextmanager

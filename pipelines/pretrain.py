@@ -21,7 +21,7 @@ from userrep.manifest import read_manifest
 from userrep.models.clue import Clue, count_parameters
 from userrep.training.checkpoint import CHECKPOINTS, DAMAGED, MODEL_FILE, best_checkpoint
 from userrep.training.launch import train
-from userrep.training.replay import RunRecord
+from userrep.training.run_record import RunRecord
 from userrep.training.settings import open_training_stream
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 

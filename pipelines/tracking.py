@@ -9,7 +9,8 @@ from pipelines.mlflow_store import tracking_uri
 from userrep.publishing.connection import RegistryError, check_uri, connect, redacted
 from userrep.training.fence import patiently
 from userrep.training.follower import Follower
-from userrep.training.replay import RECORD_NAME, RunBusyError, RunRecord, find_run, living_job, send_run
+from userrep.training.replay import RunBusyError, find_run, living_job, send_run
+from userrep.training.run_record import RECORD_NAME, RunRecord
 
 if TYPE_CHECKING:  # `userrep sync-tracking` starts without torch and ray
     from pipelines.job import Job

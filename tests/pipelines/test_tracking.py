@@ -19,7 +19,8 @@ from tests.training.test_replay import CONFIG, train
 from userrep.publishing.connection import RegistryError, connect
 from userrep.training import follower
 from userrep.training.heartbeat import SILENCE_LIMIT_S, end_lost_run, find_lost_runs
-from userrep.training.replay import HEARTBEAT_TAG, RunRecord
+from userrep.training.replay import HEARTBEAT_TAG
+from userrep.training.run_record import RunRecord
 
 # SQLAlchemy 2.1 deprecates a loading option that MLflow 3.17 uses.
 pytestmark = pytest.mark.filterwarnings("ignore:.*noload.*")

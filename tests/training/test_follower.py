@@ -17,7 +17,8 @@ from tests.training.test_replay import Job, expected_points, make_run_dir, train
 from userrep.publishing.connection import connect
 from userrep.training import follower
 from userrep.training.follower import LIVE_LIMITS, Follower, follow
-from userrep.training.replay import Replay, RunRecord, find_run, send_run
+from userrep.training.replay import Replay, find_run, send_run
+from userrep.training.run_record import RunRecord
 from userrep.training.tracking import SPOOL_NAME
 
 # SQLAlchemy 2.1 deprecates a loading option that MLflow 3.17 uses.

@@ -20,11 +20,11 @@ from userrep.training.replay import (
     HEARTBEAT_TAG,
     Replay,
     RunBusyError,
-    RunRecord,
     find_run,
     send_run,
     sole_sender,
 )
+from userrep.training.run_record import RunRecord
 from userrep.training.tracking import SPOOL_NAME, MetricSpool, read_points
 
 CONFIG = {"seed": 0, "model": {"dim": 8, "text": "x" * 900}}

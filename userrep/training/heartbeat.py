@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
-from userrep.training.replay import HEARTBEAT_S, HEARTBEAT_TAG, RUNNING
+from userrep.training.replay import HEARTBEAT_S, HEARTBEAT_TAG
+from userrep.training.run_record import RUNNING
 
 # Assumption: clocks differ by less, and a server is away for less. A job that was only cut off from MLflow for longer
 # sets its run to RUNNING again with its next heartbeat.

@@ -1,0 +1,81 @@
+"""What a Ray Train worker of the stage `continual` runs: cell after cell, each with a spool of its metrics."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from pipelines.continual_config import ContinualJobConfig
+from userrep.losses.gather import rank
+from userrep.manifest import IncompleteTableError, write_json
+from userrep.training.cells import Cell, read_cell
+from userrep.training.continual import Point, run_cell
+from userrep.training.fence import current_attempt, start_attempt
+from userrep.training.state import NonFiniteLossError
+from userrep.training.tracking import SPOOL_NAME, MetricSpool
+
+FAILURE_NAME = "failure.json"  # of a cell that has diverged
+
+
+def teach_cells(settings: dict[str, Any]) -> None:
+    """What every worker runs: cell after cell."""
+    config, directory = ContinualJobConfig.parse(settings["config"]), Path(settings["directory"])
+    local_workers = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
+    # Raises where another job has the experiment; where only these workers were started again, the last ones may not
+    # write any more.
+    attempt = current_attempt(directory, settings["job"])
+    if rank() == 0:
+        attempt = start_attempt(directory, settings["job"], lambda: None)
+    tasks, device = config.build_tasks(), str(ray.train.torch.get_device())
+    for planned in settings["cells"]:
+        cell, cell_directory = Cell.parse(planned["cell"]), Path(planned["directory"])
+        with _spooling(cell_directory) as write:
+
+            def report(point: Point, write: Callable[[Point], None] = write) -> None:
+                if rank() == 0:
+                    attempt.check()
+                    write(point)
+
+            try:
+                run_cell(cell, tasks, cell_directory, report, device)
+            except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on
+                if rank() == 0:
+                    write_json(cell_directory / FAILURE_NAME, {"message": str(error), **error.evidence})
+
+
+@contextmanager
+def _spooling(directory: Path) -> Iterator[Callable[[Point], None]]:
+    """A function that spools the points of a cell, of an epoch with the means of its steps.
+
+    They are numbered through the cell, not by optimizer steps: the end of a lesson and epoch 0 of the next one have the
+    same.
+    """
+    try:
+        number = sum(len(lesson.curve) + 1 for lesson in read_cell(directory).lessons)
+    except IncompleteTableError:
+        number = 0
+    spool, steps = MetricSpool(directory / SPOOL_NAME), list[dict[str, float]]()
+
+    def write(point: Point) -> None:
+        nonlocal number
+        if "train/loss" in point.metrics:
+            steps.append(point.metrics)
+            return
+        number += 1
+        means = {name: fmean(step.get(name, nan) for step in steps) for name in (steps[0] if steps else ())}
+        spool.write(number, time.time_ns() // 1_000_000, point.metrics | means)
+        steps.clear()
+
+    try:
+        yield write
+    finally:
+        spool.close()
