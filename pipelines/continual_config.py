@@ -112,15 +112,23 @@ class ContinualJobConfig(Config):
         return self
 
     def identity(self, tasks: TaskSet) -> str:
-        """Digest of what cells must share to be compared: data, split and training; not noise, which may come later."""
+        """Digest of what cells must share to be compared: data, split and training; not noise, which may come later.
+
+        Args:
+            tasks: of seed 0.
+        """
         own = tuple(task for task in tasks.tasks if task.name != NOISE)
         return digest_json({"tasks": digest_tasks(tasks, own), "training": self.training.model_dump(mode="json")})
 
-    def build_tasks(self) -> TaskSet:
-        """The tasks, with the one of noise where an order names it."""
-        tasks = self.tasks.build(self.split)
+    def build_tasks(self, seed: int = 0) -> TaskSet:
+        """The tasks as cells with this seed have them, with the one of noise where an order names it.
+
+        Every seed holds out other users, so what is said over seeds is not about a few users alone.
+        """
+        split = self.split.model_copy(update={"seed": self.split.seed + seed})
+        tasks = self.tasks.build(split)
         if any(NOISE in order for order in self.orders):
-            noise = noisy_task(tasks.sequences, self.split, seed=self.split.seed)
+            noise = noisy_task(tasks.sequences, split, seed=split.seed)
             return TaskSet(tasks.sequences, (*tasks.tasks, noise), tasks.facts)
         return tasks
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +36,7 @@ def teach_cells(settings: dict[str, Any]) -> None:
     attempt = current_attempt(directory, settings["job"])
     if rank() == 0:
         attempt = start_attempt(directory, settings["job"], lambda: None)
-    tasks, device = config.build_tasks(), str(ray.train.torch.get_device())
+    tasks_of, device = cache(config.build_tasks), str(ray.train.torch.get_device())
     for planned in settings["cells"]:
         cell, cell_directory = Cell.parse(planned["cell"]), Path(planned["directory"])
         with _spooling(cell_directory) as write:
@@ -46,7 +47,7 @@ def teach_cells(settings: dict[str, Any]) -> None:
                     write(point)
 
             try:
-                run_cell(cell, tasks, cell_directory, report, device)
+                run_cell(cell, tasks_of(cell.seed), cell_directory, report, device)
             except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on
                 if rank() == 0:
                     write_json(cell_directory / FAILURE_NAME, {"message": str(error), **error.evidence})

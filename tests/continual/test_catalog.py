@@ -69,6 +69,19 @@ def test_gradients_reach_all_that_is_handed_to_the_optimizer_and_nothing_else_mo
         method.end_task()
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_masks_have_a_learning_rate_of_their_own(name: str) -> None:
+    method = tiny_method(name)
+    for number, kind in enumerate(KINDS):
+        method.begin_task(spec(number, kind))
+        masks = {id(parameter) for parameter in method.mask_parameters()}
+        assert bool(masks) == (name in ("teracon", "hat") or (name == "piggyback" and number > 0))
+        rate_of = {id(p): group["lr"] for group in method.parameter_groups(0.5) for p in group["params"]}
+        assert rate_of.keys() == {id(parameter) for parameter in method.trainable()}
+        assert all(rate == (method.mask_learning_rate if key in masks else 0.5) for key, rate in rate_of.items())
+        method.end_task()
+
+
 @pytest.mark.parametrize("name", ISOLATING)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @settings(deadline=None, max_examples=5)

@@ -152,6 +152,28 @@ def test_what_past_tasks_use_does_not_move_and_the_rest_does(backbone: str) -> N
     assert {name for name, flags in still.items() if flags.all()} >= {"item_embedding.weight"}
 
 
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam])
+def test_what_a_step_changes_is_gated_whatever_the_optimizer(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    changes = []
+    for gated in (False, True):
+        method = taught()
+        method.used.copy_(torch.rand(method.used.shape, generator=torch.Generator().manual_seed(6)) * gated)
+        method.begin_task(spec(1, "item"))
+        parameters = dict(method.network.backbone.named_parameters())
+        before = values(method.network.backbone)
+        optimizer = optimizer_class(method.parameter_groups(0.01))
+        method.loss(*samples("item"), Progress(3, 4))[0].backward()
+        method.before_step(Progress(3, 4))
+        optimizer.step()
+        method.after_step()
+        changes.append({name: parameters[name].detach() - before[name] for name in before})
+    free, gated_changes = changes
+    for name, (computes, reads) in method.network.backbone.wiring().items():
+        share = free_share(free[name], *(None if p is None else method.used[p] for p in (computes, reads)))
+        torch.testing.assert_close(gated_changes[name], free[name] * share, rtol=1e-4, atol=1e-7)
+        assert gated_changes[name].abs().max() > 0 or (computes, reads) == (None, None)
+
+
 def test_nothing_is_forgotten_where_nothing_is_free() -> None:
     method = taught()
     [before] = answers(method)

@@ -5,8 +5,9 @@ Differs:
 - What a residual block reads is the sum of all blocks before it, which no mask closes: it counts as used by all tasks.
   So a layer that reads it spares past tasks by the mask of its output alone, and what neither computes nor reads a
   mask point (item embeddings) is frozen after the first task. (The TERACON repository has no gradient gates.)
-- The optimizer is the loop's, where HAT used SGD without momentum. To Adam a constant factor of a gradient means
-  little: weights behind a gate of 0 stay exactly as they are, those behind a half-open one move almost freely.
+- The optimizer is the loop's, where HAT used SGD without momentum. To Adam a constant factor of a gradient means next
+  to nothing, so the gate is on what a step changes; to plain SGD both are the same.
+- Embeddings have a learning rate of their own.
 - Gradients are not clipped (the code clips at a norm of 10,000).
 - The first task has HAT's sparsity and compensation, which TERACON's has not (the published scores of the two after
   task 1 are equal, so there it is one training).
@@ -16,11 +17,14 @@ free channels shifts the others a little.
 Legend: `K` mask points, `D` width.
 """
 
+from collections.abc import Iterable
+
 import torch
 from pydantic import Field
+from torch import nn
 
 from userrep.config import Config
-from userrep.continual.masks import MAX_SCALE, TaskEmbeddings, annealed_scale, gate
+from userrep.continual.masks import MASK_LEARNING_RATE, MAX_SCALE, TaskEmbeddings, annealed_scale, gate
 from userrep.continual.method import Method, Progress
 from userrep.continual.network import Network, TaskSpec
 
@@ -32,6 +36,7 @@ class HatConfig(Config):
 
     sparsity_weight: float = Field(default=0.75, ge=0)  # lambda: of opening channels that no past task uses
     max_scale: float = Field(default=MAX_SCALE, gt=1)
+    mask_learning_rate: float = Field(default=MASK_LEARNING_RATE, gt=0)
     compensate: bool = True  # undo what the annealed scale does to the gradient of embeddings
 
 
@@ -42,7 +47,8 @@ class Hat(Method):
 
     def __init__(self, network: Network, config: HatConfig) -> None:
         super().__init__(network)
-        self.config = config
+        self.config, self.mask_learning_rate = config, config.mask_learning_rate
+        self._before: dict[str, torch.Tensor] = {}  # the backbone's parameters before the step
         backbone, like = network.backbone, next(network.backbone.parameters())
         self.embeddings = TaskEmbeddings(backbone.num_points, backbone.dim)
         self.register_buffer("used", like.new_zeros(backbone.num_points, backbone.dim))
@@ -70,20 +76,28 @@ class Hat(Method):
 
     @torch.no_grad()
     def before_step(self, progress: Progress) -> None:
-        """Spares what past tasks use, and compensates the gradient of the embedding."""
+        """Compensates the gradient of the embedding, and takes note of what past tasks use."""
         if self.current > 0:
-            parameters = dict(self.network.backbone.named_parameters())
-            for name, points in self.network.backbone.wiring().items():
-                grad = parameters[name].grad
-                if grad is not None:
-                    grad.mul_(free_share(grad, *(None if p is None else self.used[p] for p in points)))
+            parameters = self.network.backbone.named_parameters()
+            self._before = {name: p.clone() for name, p in parameters if p.requires_grad}
         embedding = self.embeddings.tasks[self.current]
         if self.config.compensate and embedding.grad is not None:
             embedding.grad.mul_(compensation(embedding, self._scale(progress), self.config.max_scale))
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Clamps the task embeddings."""
+        """Takes back what the step has changed of what past tasks use, and clamps the task embeddings."""
+        wiring = self.network.backbone.wiring()
+        for name, parameter in self.network.backbone.named_parameters():
+            if name in self._before:
+                share = free_share(parameter, *(None if p is None else self.used[p] for p in wiring[name]))
+                parameter.copy_(torch.lerp(self._before[name], parameter, share))
+        self._before = {}
         self.embeddings.clamp()
+
+    def mask_parameters(self) -> Iterable[nn.Parameter]:
+        """Task embeddings."""
+        return self.embeddings.parameters()
 
     @torch.no_grad()
     def end_task(self) -> None:
@@ -115,7 +129,7 @@ def opened_share(masks_KD: torch.Tensor, used_KD: torch.Tensor) -> torch.Tensor:
 
 
 def free_share(like: torch.Tensor, used_out_D: torch.Tensor | None, used_in_D: torch.Tensor | None) -> torch.Tensor:
-    """Factor of a parameter's gradient, 1 - min(used by output channel, used by input channel), (rows, columns).
+    """Factor of a parameter's change, 1 - min(used by output channel, used by input channel), (rows, columns).
 
     Args:
         like: a matrix (rows, columns) or vector (rows,) of the parameter's shape. Rows go through the output channels

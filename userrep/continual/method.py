@@ -6,8 +6,9 @@ A method knows nothing of data, of the optimizer, or of the backbone behind its 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ class Method(nn.Module, ABC):
     # A joint method is taught all tasks at once: `begin_task` of each, then the phases, in which batches are of any
     # task and `Progress.task` says of which.
     is_joint: bool = False
+    mask_learning_rate: float = 1.0  # of `mask_parameters`; that of all other parameters is the task's
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -83,6 +85,19 @@ class Method(nn.Module, ABC):
         """Soft masks of a task as `logits` uses them, (K, D) over mask points and channels; None: there are none."""
         return None
 
+    def mask_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters of masks. What matters of them is on which side of a threshold they are, far away or near by."""
+        return ()
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What the optimizer of the current phase gets: `trainable()`, with its learning rates."""
+        masks = {id(parameter) for parameter in self.mask_parameters()}
+        groups: dict[float, list[nn.Parameter]] = {learning_rate: []}
+        for parameter in self.trainable():
+            rate = self.mask_learning_rate if id(parameter) in masks else learning_rate
+            groups.setdefault(rate, []).append(parameter)
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
     def trainable(self) -> Iterator[nn.Parameter]:
-        """Parameters that the optimizer of the current phase gets; those without `requires_grad` are left out."""
+        """Parameters that are trained in the current phase; those without `requires_grad` are left out."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -5,9 +5,11 @@ and the gradient passes the threshold unchanged. Differs: masked are the weight 
 norms and item embeddings are those of the first task.
 """
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from userrep.config import Config
@@ -20,6 +22,8 @@ class PiggybackConfig(Config):
 
     mask_init: float = 1e-2  # of every weight
     threshold: float = 5e-3  # a weight is used where its mask is above
+    # Source: arunmallya/piggyback, 1e-4 with Adam: at the threshold after 50 steps at the earliest.
+    mask_learning_rate: float = Field(default=1e-4, gt=0)
 
 
 class Piggyback(Method):
@@ -27,7 +31,7 @@ class Piggyback(Method):
 
     def __init__(self, network: Network, config: PiggybackConfig) -> None:
         super().__init__(network)
-        self.config = config
+        self.config, self.mask_learning_rate = config, config.mask_learning_rate
         self.masks = nn.ModuleList()  # real-valued, of all tasks but the first: one for each kernel
 
     def begin_task(self, task: TaskSpec) -> None:
@@ -37,6 +41,10 @@ class Piggyback(Method):
             parameters, start = dict(self.network.backbone.named_parameters()), self.config.mask_init
             self.masks.append(nn.ParameterList(torch.full_like(parameters[n], start) for n in self.network.kernels()))
         super().begin_task(task)
+
+    def mask_parameters(self) -> Iterable[nn.Parameter]:
+        """Real-valued masks."""
+        return self.masks.parameters()
 
     def loss(
         self, items_BL: torch.Tensor, labels_B: torch.Tensor, progress: Progress

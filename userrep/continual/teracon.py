@@ -3,23 +3,25 @@
 Source: Kim et al., KDD 2023 (arXiv 2306.01792), and Sein-Kim/TERACON@b48e074. Where they
 differ the code is followed: a past task is rehearsed under its own mask, masks of all other known tasks take part, and
 relation maps are made anew for every task.
-Differs from the code: at least one user of every batch rehearses each past task (there int(B rho) is 0 for B < 405 and
-retention is silently off); a `next_item` task does not train on pads; masks at the end are those that were trained
-(there task 1 is tested with its plain mask after task 2).
+Differs from the code: on average B rho users of a batch rehearse a past task, at least one (there int(B rho), which is
+0 for B < 405, and retention is silently off); masks have a learning rate of their own; a `next_item` task does not
+train on pads; masks at the end are those that were trained (there task 1 is tested with its plain mask after task 2).
 
 Legend: `B` users, `K` mask points, `D` width, `C` classes.
 """
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import nn
 
 from userrep.config import Config
-from userrep.continual.masks import MAX_SCALE, RelationMasks, TaskEmbeddings, annealed_scale, gate
+from userrep.continual.masks import MASK_LEARNING_RATE, MAX_SCALE, RelationMasks, TaskEmbeddings, annealed_scale, gate
 from userrep.continual.method import Method, Progress
 from userrep.continual.network import Network, TaskSpec
 from userrep.losses.retention import RELATION_SCALE, retention_loss, sampling_rate
@@ -33,6 +35,7 @@ class TeraconConfig(Config):
 
     retention_weight: float = Field(default=0.7, ge=0)  # alpha
     max_scale: float = Field(default=MAX_SCALE, gt=1)
+    mask_learning_rate: float = Field(default=MASK_LEARNING_RATE, gt=0)
     # Users on which a past task is rehearsed: by relation (Eq. 15), as few as there can be, or all of them.
     sampling: Literal["relation", "minimum", "all"] = "relation"
     # annealed: the teacher's masks harden in every epoch like the student's; fixed: its final masks, so its answers
@@ -46,7 +49,7 @@ class Teracon(Method):
 
     def __init__(self, network: Network, config: TeraconConfig) -> None:
         super().__init__(network)
-        self.config = config
+        self.config, self.mask_learning_rate = config, config.mask_learning_rate
         self.embeddings = TaskEmbeddings(network.backbone.num_points, network.backbone.dim)
         self.relations: RelationMasks | None = None  # the first task has a plain mask
         self.teacher: Teracon | None = None
@@ -63,6 +66,12 @@ class Teracon(Method):
             self.relations = RelationMasks(self.embeddings)
         rate = {"relation": FIRST_RATE, "minimum": MIN_RATE, "all": 1.0}[self.config.sampling]
         self.rates = [rate] * self.current
+
+    def mask_parameters(self) -> Iterable[nn.Parameter]:
+        """Task embeddings and relation maps."""
+        yield from self.embeddings.parameters()
+        if self.relations is not None:
+            yield from self.relations.parameters()
 
     def masks(self, number: int, scale: float) -> torch.Tensor:
         """Masks of a task, (K, D)."""
@@ -113,8 +122,12 @@ class Teracon(Method):
         return F.mse_loss(self.network.logits(items_BL, past, gate(self.masks(past, scale))), taught_BC)
 
     def _sample(self, size: int) -> list[torch.Tensor]:
-        """Rows of the batch on which each past task is rehearsed: at least one, each drawn on its own."""
-        return [torch.randperm(size)[: max(1, int(size * rate))] for rate in self.rates]
+        """Rows of the batch on which each past task is rehearsed, each drawn on its own.
+
+        There are size * rate of them on average: what is left of a row counts as one with that probability.
+        """
+        counts = (math.floor(size * rate + torch.rand(()).item()) for rate in self.rates)
+        return [torch.randperm(size)[: max(1, count)] for count in counts]
 
     @torch.no_grad()
     def _update_rates(self, masks_KD: torch.Tensor, scale: float) -> None:

@@ -179,8 +179,9 @@ class _Course:
         name, settings = self.method.phases[phase], self.cell.training.of_task(numbers[0])
         self._seed(_Draw.PHASE, numbers[-1], phase)
         self.method.begin_phase(name)
-        # Source: Sein-Kim/TERACON@b48e074. Differs: none; betas .9 and .999, eps 1e-8, no weight decay.
-        optimizer = torch.optim.Adam(self.method.trainable(), lr=settings.learning_rate)
+        # Source: Sein-Kim/TERACON@b48e074: betas .9 and .999, eps 1e-8, no weight decay. Differs: masks have a learning
+        # rate of their own.
+        optimizer = torch.optim.Adam(self.method.parameter_groups(settings.learning_rate), fused=True)
         curve = [self._validate(numbers, name, 0, 0.0)]
         best_loss, best_epoch, best_step, best = math.inf, 0, 0, {}
         for epoch in range(1, settings.max_epochs + 1):
