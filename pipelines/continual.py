@@ -76,6 +76,7 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
     workdir.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(workdir)
     check_uri(uri, create=True)
+    config = config.pinned()
     tasks = config.build_tasks()
     console.say("continual: " + ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in tasks.facts.items() if n))
     directory = experiment_directory(config, tasks, workdir)

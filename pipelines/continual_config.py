@@ -7,12 +7,14 @@ from pydantic import Field, PositiveInt, model_validator
 
 from userrep.config import Config, ConfigError, digest_json
 from userrep.continual.catalog import METHODS
+from userrep.data.shard_tasks import Question, name_of, shard_tasks
 from userrep.data.sources.movielens import MovieLensSource
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.task_sources import ml1m_tasks, synthetic_tasks
-from userrep.data.tasks import TaskKind, TaskSet, TaskSplit, noisy_task
+from userrep.data.tasks import TaskKind, TaskSet, TaskSplit, noisy_task, vector_task
 from userrep.data.ttl import TtlTask, ttl_tasks
+from userrep.manifest import read_manifest
 from userrep.training.cells import Cell, ContinualConfig, digest_tasks
 
 NOISE = "noise"  # name of the task that nothing can be learned from
@@ -67,6 +69,27 @@ class TtlTasks(Config):
         return ttl_tasks(self.first, [TtlTask(task.name, task.kind, task.path) for task in self.later], split)
 
 
+class ShardTasks(Config):
+    """The task `universal`, and questions about the users of ingested shards, which have a split of their own."""
+
+    kind: Literal["shards"] = "shards"
+    path: Path  # the table `data` of a job
+    questions: tuple[Question, ...] = Field(min_length=1)
+    max_items: int = Field(default=32, ge=2)  # most recent ones that are seen of a user, of all services
+    max_users: PositiveInt = 200_000  # that are read; they are in memory
+
+    @model_validator(mode="after")
+    def _names_nothing_twice(self) -> Self:
+        names = [name_of(question) for question in self.questions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"questions {names} have a name twice: give one of them a `name`")
+        return self
+
+    def build(self, split: TaskSplit) -> TaskSet:
+        """Reads the shards; the split is theirs."""
+        return shard_tasks(self.path, self.questions, self.max_items, self.max_users)
+
+
 class MethodChoice(Config):
     """A method and the options that differ from its defaults."""
 
@@ -94,7 +117,7 @@ class ContinualJobConfig(Config):
     """Everything that `userrep continual` does."""
 
     name: str = "continual"
-    tasks: Annotated[SyntheticTasks | Ml1mTasks | TtlTasks, Field(discriminator="kind")] = SyntheticTasks()
+    tasks: Annotated[SyntheticTasks | Ml1mTasks | TtlTasks | ShardTasks, Field(discriminator="kind")] = SyntheticTasks()
     split: TaskSplit = TaskSplit()
     methods: tuple[MethodChoice, ...] = Field(default=tuple(MethodChoice(name=name) for name in METHODS), min_length=1)
     orders: tuple[tuple[str, ...], ...] = ()  # of tasks by name, `noise` among them; none: that of the data set
@@ -110,6 +133,15 @@ class ContinualJobConfig(Config):
             if len(set(values)) < len(values):
                 raise ValueError(f"{what} {values} has an entry twice: its cells would be the same")
         return self
+
+    def pinned(self) -> Self:
+        """With the digest of the encoder that the backbone is made from: another encoder makes other cells."""
+        encoder = self.training.backbone.encoder
+        if encoder is None:
+            return self
+        path = encoder.path.resolve()
+        key = "training.backbone.encoder"
+        return self.with_overrides([f"{key}.path={path}", f"{key}.digest={read_manifest(path).digest()}"])
 
     def identity(self, tasks: TaskSet) -> str:
         """Digest of what cells must share to be compared: data, split and training; not noise, which may come later.
@@ -127,6 +159,10 @@ class ContinualJobConfig(Config):
         """
         split = self.split.model_copy(update={"seed": self.split.seed + seed})
         tasks = self.tasks.build(split)
+        if self.training.backbone.kind == "clue":  # what it was pretrained for takes the place of the first task
+            first, *later = tasks.tasks
+            vector = vector_task(first.name, tasks.sequences, first.split)
+            tasks = TaskSet(tasks.sequences, (vector, *later), tasks.facts)
         if any(NOISE in order for order in self.orders):
             noise = noisy_task(tasks.sequences, split, seed=split.seed)
             return TaskSet(tasks.sequences, (*tasks.tasks, noise), tasks.facts)

@@ -17,6 +17,7 @@ import torch
 from pipelines.continual_config import ContinualJobConfig
 from userrep.losses.gather import rank
 from userrep.manifest import IncompleteTableError, write_json
+from userrep.training.backbones import BackboneSource, open_backbone
 from userrep.training.cells import Cell, read_cell
 from userrep.training.continual import Point, run_cell
 from userrep.training.fence import current_attempt, start_attempt
@@ -37,6 +38,11 @@ def teach_cells(settings: dict[str, Any]) -> None:
     if rank() == 0:
         attempt = start_attempt(directory, settings["job"], lambda: None)
     tasks_of, device = cache(config.build_tasks), str(ray.train.torch.get_device())
+
+    @cache
+    def backbones_of(seed: int) -> BackboneSource:
+        return open_backbone(config.training.backbone, tasks_of(seed).sequences, device)
+
     for planned in settings["cells"]:
         cell, cell_directory = Cell.parse(planned["cell"]), Path(planned["directory"])
         with _spooling(cell_directory) as write:
@@ -47,7 +53,7 @@ def teach_cells(settings: dict[str, Any]) -> None:
                     write(point)
 
             try:
-                run_cell(cell, tasks_of(cell.seed), cell_directory, report, device)
+                run_cell(cell, tasks_of(cell.seed), cell_directory, report, device, backbones_of(cell.seed))
             except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on
                 if rank() == 0:
                     write_json(cell_directory / FAILURE_NAME, {"message": str(error), **error.evidence})

@@ -12,7 +12,7 @@ from userrep.data.sources.oracle import History, oracle_scores
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.evaluation.baselines import popularity_scores, random_scores, tfidf_scores
 from userrep.evaluation.ranking import compare_retrieval, retrieval_hits
-from userrep.inference import load_encoder
+from userrep.training.checkpoint import load_encoder
 from userrep.training.local import train_bag_of_tokens, train_without_blocks
 from userrep.training.validation import encode_pool
 

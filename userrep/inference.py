@@ -17,19 +17,11 @@ from userrep.data.assemble import users_file
 from userrep.data.tokenizer import check_digest
 from userrep.data.views import RowGroup, all_histories, read_row_group
 from userrep.manifest import FileEntry, read_manifest
-from userrep.models.clue import Clue, ClueConfig
+from userrep.models.clue import Clue
 from userrep.publishing.table import write_part
 from userrep.schema import user_embeddings
-from userrep.training.checkpoint import MODEL_FILE, load_model
+from userrep.training.checkpoint import load_encoder
 from userrep.training.encoding import encode
-
-
-def load_encoder(directory: Path) -> Clue:
-    """The encoder of a committed encoder table, in evaluation mode."""
-    manifest = read_manifest(directory)
-    model = Clue(ClueConfig.parse(manifest.config["model"]), manifest.facts["vocab_size"])
-    load_model(directory / MODEL_FILE, model)
-    return model.eval()
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipelines.continual_config import ContinualJobConfig, Ml1mTasks, SyntheticTasks, reverse
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.sources.synthetic import SyntheticSource
-from userrep.models.nextitnet import NextItNetConfig
+from userrep.training.backbones import NextItNetBackbone
 from userrep.training.cells import ContinualConfig, TaskTraining
 
 DATA = Path("data")  # replaced by --data
@@ -19,7 +19,7 @@ def smoke() -> ContinualJobConfig:
         name="smoke",
         tasks=SyntheticTasks(source=SyntheticSource(num_users=400, num_items=500), max_items=12, max_targets=2),
         training=ContinualConfig(
-            backbone=NextItNetConfig(dim=16, dilations=(1, 2)),
+            backbone=NextItNetBackbone(dim=16, dilations=(1, 2)),
             first=TaskTraining(batch_size=32, **few),
             later=TaskTraining(batch_size=64, **few),
         ),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from userrep.data.tasks import ItemSequences, Task, TaskSet, TaskSplit, next_item_task, split_samples
-from userrep.models.nextitnet import NextItNetConfig
+from userrep.training.backbones import NextItNetBackbone
 from userrep.training.cells import METHOD_FILE, Cell, ContinualConfig, TaskTraining
 from userrep.training.continual import Point, run_cell
 
@@ -47,7 +47,7 @@ def tiny_cell(
 ) -> Cell:
     training = TaskTraining(batch_size=8, learning_rate=0.01, max_epochs=max_epochs)
     config = ContinualConfig(
-        backbone=NextItNetConfig(dim=8, dilations=(1, 2)), first=training, later=training, evaluation_batch_size=5
+        backbone=NextItNetBackbone(dim=8, dilations=(1, 2)), first=training, later=training, evaluation_batch_size=5
     )
     return Cell(method=method, options=options, order=order, seed=seed, training=config)
 

@@ -71,10 +71,10 @@ def naive_users(model: Clue) -> torch.Tensor:
             items.append(
                 naive(model.item_transformer, model.token_embedding(ids) + model.token_position.weight[positions])
             )
-        users.append(naive(model.service_transformer, torch.stack(items)))
+        users.append(naive(model.user_encoder.service_transformer, torch.stack(items)))
     pooled = torch.stack(users)
-    hidden = F.gelu(model.head_in(model.head_norm(pooled)))
-    return F.normalize(pooled + model.head_out(hidden), dim=-1)
+    hidden = F.gelu(model.user_encoder.head_in(model.user_encoder.head_norm(pooled)))
+    return F.normalize(pooled + model.user_encoder.head_out(hidden), dim=-1)
 
 
 @pytest.mark.parametrize("plan", [ChunkPlan(1, 1), ChunkPlan(6, 2), ChunkPlan(14, 4), ChunkPlan(1000, 1)])

@@ -50,7 +50,9 @@ def test_stopped_after_every_step_it_goes_on_bit_for_bit(tmp_path: Path) -> None
     assert len(set(objective.drawn)) == num_steps
     for checkpoint in list_checkpoints(tmp_path / "checkpoints"):
         resumed = make_state(torch.float32)
-        torch.nn.init.normal_(resumed.model.head_in.weight)  # what is restored must not depend on what was there
+        torch.nn.init.normal_(
+            resumed.model.user_encoder.head_in.weight
+        )  # what is restored must not depend on what was there
         resumed.seed = 0
         restore_checkpoint(checkpoint, resumed)
         first = resumed.step
@@ -156,12 +158,12 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_step() -> No
 
 def test_a_gradient_that_is_not_finite_takes_no_step() -> None:
     state = make_state()
-    state.model.head_in.weight.register_hook(lambda gradient: gradient * float("nan"))
-    before = weights(state)["head_in.weight"]
+    state.model.user_encoder.head_in.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(state)["user_encoder.head_in.weight"]
     with pytest.raises(NonFiniteLossError, match="step 0: the loss is not finite on no rank of 1"):
         run_steps(state, 1, NUM_STEPS)
     assert state.step == 0
-    assert torch.equal(weights(state)["head_in.weight"], before)
+    assert torch.equal(weights(state)["user_encoder.head_in.weight"], before)
 
 
 def test_schedule() -> None:

@@ -28,15 +28,16 @@ class FineAll(Method):
         """Cross-entropy of the current task."""
         return self.network.loss(items_BL, labels_B, self.current), {}
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task, (B, C)."""
-        return self.network.logits(items_BL, number)
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task, (B, D)."""
+        return self.network.vectors(items_BL, number)
 
 
 class Mtl(Method):
     """One network with a head for each task, trained on all of them jointly."""
 
     is_joint = True
+    takes_pretrained = False  # the first task would not be among those that are trained jointly
 
     def loss(
         self, items_BL: torch.Tensor, labels_B: torch.Tensor, progress: Progress
@@ -45,9 +46,9 @@ class Mtl(Method):
         number = self.current if progress.task is None else progress.task
         return self.network.loss(items_BL, labels_B, number), {}
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task, (B, C)."""
-        return self.network.logits(items_BL, number)
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task, (B, D)."""
+        return self.network.vectors(items_BL, number)
 
 
 class SinMo(Method):
@@ -75,9 +76,9 @@ class SinMo(Method):
         """Cross-entropy of the current task."""
         return self.network.loss(items_BL, labels_B, self.current, weights=self._weights(self.current)), {}
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task, (B, C)."""
-        return self.network.logits(items_BL, number, weights=self._weights(number))
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task, (B, D)."""
+        return self.network.vectors(items_BL, number, weights=self._weights(number))
 
     def _weights(self, number: int) -> Weights | None:
         """Of the task's backbone."""

@@ -31,6 +31,7 @@ class Conure(Method):
     """One network whose weights belong to the tasks; past tasks stay exactly as they were."""
 
     phases = ("train", "retrain")
+    takes_pretrained = False  # what is pruned must be trained again
     num_pruned: torch.Tensor
 
     def __init__(self, network: Network, config: ConureConfig) -> None:
@@ -69,9 +70,9 @@ class Conure(Method):
         """Cross-entropy of the current task."""
         return self.network.loss(items_BL, labels_B, self.current, weights=self._weights(self.current)), {}
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task, (B, C), with the weights of all tasks up to it."""
-        return self.network.logits(items_BL, number, weights=self._weights(number))
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task, (B, D), with the weights of all tasks up to it."""
+        return self.network.vectors(items_BL, number, weights=self._weights(number))
 
     def _weights(self, number: int) -> Weights:
         """Kernels as a task uses them; of those, what belongs to tasks before it gets no gradient."""

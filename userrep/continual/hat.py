@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import nn
 
 from userrep.config import Config
-from userrep.continual.masks import MASK_LEARNING_RATE, MAX_SCALE, TaskEmbeddings, annealed_scale, gate
+from userrep.continual.masks import MAX_SCALE, TaskEmbeddings, annealed_scale, gate
 from userrep.continual.method import Method, Progress
 from userrep.continual.network import Network, TaskSpec
 
@@ -36,7 +36,7 @@ class HatConfig(Config):
 
     sparsity_weight: float = Field(default=0.75, ge=0)  # lambda: of opening channels that no past task uses
     max_scale: float = Field(default=MAX_SCALE, gt=1)
-    mask_learning_rate: float = Field(default=MASK_LEARNING_RATE, gt=0)
+    mask_learning_rate: float = Field(default=1e-2, gt=0)  # of embeddings
     compensate: bool = True  # undo what the annealed scale does to the gradient of embeddings
 
 
@@ -104,12 +104,14 @@ class Hat(Method):
         """What the task uses is used from now on."""
         self.used.copy_(torch.maximum(self.used, self.final_masks(self.current)))
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task under its hardest masks, (B, C)."""
-        return self.network.logits(items_BL, number, gate(self.final_masks(number)))
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task under its hardest masks, (B, D)."""
+        return self.network.vectors(items_BL, number, gate(self.final_masks(number)))
 
     def final_masks(self, number: int) -> torch.Tensor:
-        """Masks of a task at the largest scale, (K, D)."""
+        """Masks of a task at the largest scale, (K, D); all open of the vector itself."""
+        if self.network.tasks[number].kind == "vector":
+            return torch.ones_like(self.used)
         return self.embeddings.plain(number, self.config.max_scale)
 
     def _scale(self, progress: Progress) -> float:

@@ -14,10 +14,6 @@ from userrep.models.backbone import Adapter
 MAX_SCALE = 50.0  # s_max of the TERACON code
 MAX_EMBEDDING = 6.0  # embeddings are clamped to this absolute value after every step
 RELATION_STD, RELATION_BIAS = 0.01, 0.1
-# Of embeddings and relation maps. Embeddings start in [0, 2], so most masks are open; to close one takes a way of about
-# 1, and Adam goes at most one learning rate per step. Differs: the TERACON code has the learning rate of the task, and
-# tens of thousands of steps.
-MASK_LEARNING_RATE = 1e-2
 
 
 def annealed_scale(step: int, num_steps: int, max_scale: float = MAX_SCALE) -> float:

@@ -38,6 +38,8 @@ class Method(nn.Module, ABC):
     # A joint method is taught all tasks at once: `begin_task` of each, then the phases, in which batches are of any
     # task and `Progress.task` says of which.
     is_joint: bool = False
+    # Whether the first task may be an encoder that was trained elsewhere, so that its own phases are left out.
+    takes_pretrained: bool = True
     mask_learning_rate: float = 1.0  # of `mask_parameters`; that of all other parameters is the task's
 
     def __init__(self, network: Network) -> None:
@@ -78,8 +80,12 @@ class Method(nn.Module, ABC):
         """Called with the best parameters of the last phase."""
 
     @abstractmethod
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """User vectors that a task that was taught is predicted from, (B, D), as the finished method gives them."""
+
     def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of all classes of a task that was taught, (B, C), as the finished method would give them."""
+        """Scores of all classes of a task that was taught, (B, C)."""
+        return self.network.heads[number](self.vectors(items_BL, number))
 
     def final_masks(self, number: int) -> torch.Tensor | None:
         """Soft masks of a task as `logits` uses them, (K, D) over mask points and channels; None: there are none."""

@@ -1,8 +1,9 @@
 """What all methods train: a backbone, and a head for every task.
 
-A task is of one of three kinds. `next_item`: at every position of a history the next item, over the whole item
+A task is of one of four kinds. `next_item`: at every position of a history the next item, over the whole item
 vocabulary; the history's last item is what is held out, so the task never sees it as input. `item` and `label`: one
-class of the history's user.
+class of the history's user. `vector`: the user vector itself, of a backbone that was pretrained; it has no head and no
+loss, its logits are the vector, and no mask closes any of it.
 
 Legend: `B` users, `L` positions of a history, `D` width of user vectors, `C` classes of a task.
 """
@@ -18,7 +19,7 @@ from torch.func import functional_call
 
 from userrep.models.backbone import Adapter, Backbone
 
-TaskKind = Literal["next_item", "item", "label"]
+TaskKind = Literal["next_item", "item", "label", "vector"]
 
 HEAD_STD, HEAD_BIAS = 0.01, 0.1  # Source: Sein-Kim/TERACON@b48e074:teracon.py
 Weights = Mapping[str, torch.Tensor]  # used in place of the backbone's parameters of these names
@@ -35,7 +36,7 @@ class TaskSpec:
     Attributes:
         name: unique among the tasks of a run.
         kind: see above.
-        num_classes: C; of `next_item`, the item vocabulary with the pad.
+        num_classes: C; of `next_item`, the item vocabulary with the pad; of `vector`, 1.
     """
 
     name: str
@@ -56,12 +57,15 @@ class Network(nn.Module):
         """Adds a freshly initialised head."""
         if task.name in {known.name for known in self.tasks}:
             raise ValueError(f"task {task.name!r} is known already: a run teaches a task once, give the new one a name")
+        self.tasks.append(task)
+        if task.kind == "vector":
+            self.heads.append(nn.Identity())
+            return
         reference = next(self.backbone.parameters())
         head = nn.Linear(self.backbone.dim, task.num_classes, device=reference.device, dtype=reference.dtype)
         nn.init.normal_(head.weight, std=HEAD_STD)
         nn.init.constant_(head.bias, HEAD_BIAS)
         self.heads.append(head)
-        self.tasks.append(task)
 
     def kernels(self) -> tuple[str, ...]:
         """Names of the weight matrices of the backbone that compute or read a mask point."""
@@ -94,7 +98,7 @@ class Network(nn.Module):
         Args:
             items_BL: histories, left-padded with 0.
             labels_B: classes; a `next_item` task has its targets in the histories and ignores them.
-            number: of the task.
+            number: of the task, which is not of kind `vector`.
             adapt: of the backbone.
             with_pads: count positions whose target is a pad too, as Sein-Kim/TERACON@b48e074 does.
             weights: of the backbone, in place of its own.

@@ -72,9 +72,9 @@ class PeterRec(Method):
         adapt, weights = self._patched(self.current)
         return self.network.loss(items_BL, labels_B, self.current, adapt, weights=weights), {}
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task, (B, C)."""
-        return self.network.logits(items_BL, number, *self._patched(number))
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task, (B, D)."""
+        return self.network.vectors(items_BL, number, *self._patched(number))
 
     def _patched(self, number: int) -> tuple[Adapter | None, Weights | None]:
         """What a task changes of the backbone."""

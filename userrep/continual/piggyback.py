@@ -52,9 +52,9 @@ class Piggyback(Method):
         """Cross-entropy of the current task."""
         return self.network.loss(items_BL, labels_B, self.current, weights=self._weights(self.current)), {}
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task, (B, C)."""
-        return self.network.logits(items_BL, number, weights=self._weights(number))
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task, (B, D)."""
+        return self.network.vectors(items_BL, number, weights=self._weights(number))
 
     def _weights(self, number: int) -> Weights | None:
         """Kernels under the masks of a task."""

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import nn
 
 from userrep.config import Config
-from userrep.continual.masks import MASK_LEARNING_RATE, MAX_SCALE, RelationMasks, TaskEmbeddings, annealed_scale, gate
+from userrep.continual.masks import MAX_SCALE, RelationMasks, TaskEmbeddings, annealed_scale, gate
 from userrep.continual.method import Method, Progress
 from userrep.continual.network import Network, TaskSpec
 from userrep.losses.retention import RELATION_SCALE, retention_loss, sampling_rate
@@ -35,7 +35,10 @@ class TeraconConfig(Config):
 
     retention_weight: float = Field(default=0.7, ge=0)  # alpha
     max_scale: float = Field(default=MAX_SCALE, gt=1)
-    mask_learning_rate: float = Field(default=MASK_LEARNING_RATE, gt=0)
+    # Of embeddings and relation maps. Embeddings start in [0, 2], so nearly all masks are open; to close one, Adam has to
+    # go a way of about 1, and goes at most one learning rate per step. With this one, rates on ml1m are those that the
+    # paper reports, .007 to .08. Differs: the code has the learning rate of the task, and tens of thousands of steps.
+    mask_learning_rate: float = Field(default=0.1, gt=0)
     # Users on which a past task is rehearsed: by relation (Eq. 15), as few as there can be, or all of them.
     sampling: Literal["relation", "minimum", "all"] = "relation"
     # annealed: the teacher's masks harden in every epoch like the student's; fixed: its final masks, so its answers
@@ -74,7 +77,9 @@ class Teracon(Method):
             yield from self.relations.parameters()
 
     def masks(self, number: int, scale: float) -> torch.Tensor:
-        """Masks of a task, (K, D)."""
+        """Masks of a task, (K, D); all open of the vector itself."""
+        if self.network.tasks[number].kind == "vector":
+            return torch.ones_like(self.embeddings.tasks[number])
         if self.relations is None:
             return self.embeddings.plain(number, scale)
         return self.relations(self.embeddings, number, scale)
@@ -102,9 +107,9 @@ class Teracon(Method):
         """Clamps the task embeddings."""
         self.embeddings.clamp()
 
-    def logits(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
-        """Scores of a task under its hardest masks, (B, C)."""
-        return self.network.logits(items_BL, number, gate(self.final_masks(number)))
+    def vectors(self, items_BL: torch.Tensor, number: int) -> torch.Tensor:
+        """Of a task under its hardest masks, (B, D)."""
+        return self.network.vectors(items_BL, number, gate(self.final_masks(number)))
 
     def final_masks(self, number: int) -> torch.Tensor:
         """Masks of a task at the largest scale, (K, D)."""

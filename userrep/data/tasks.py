@@ -1,7 +1,8 @@
 """Tasks of continual learning: who is asked what, over one table of item sequences; and how samples are split.
 
 Every task asks about rows of the same sequences, so that a task can be added to a finished model, and any order of the
-tasks is a permutation of a tuple. Where the tasks of a data set come from is in `task_sources.py` and `ttl.py`.
+tasks is a permutation of a tuple. Where the tasks of a data set come from is in `task_sources.py`,
+`shard_tasks.py` and `ttl.py`.
 
 Legend: `U` users (rows), `L` positions, `V` items including the pad, `N` samples of a task.
 """
@@ -21,8 +22,14 @@ PAD = 0  # item number of the places before a sequence
 MIN_ITEMS = 2  # of a sequence: the first task predicts its last item, from one item at the least
 ROUNDING = 1e-9  # what a quotient of decimal shares may be off by: .15 / .2 is less than .75
 
-TaskKind = Literal["next_item", "item", "label"]
-Metric = Literal["mrr_at_5", "accuracy"]
+TaskKind = Literal["next_item", "item", "label", "vector"]
+Metric = Literal["mrr_at_5", "accuracy", "recall_at_10"]
+METRICS: dict[TaskKind, Metric] = {
+    "next_item": "mrr_at_5",
+    "item": "mrr_at_5",
+    "label": "accuracy",
+    "vector": "recall_at_10",
+}
 
 
 class TaskSplit(Config):
@@ -103,6 +110,8 @@ class Task:
 
     `next_item`: every position of a sequence predicts the item after it; the label is the last item, which is what
     counts in evaluation. `item`: an item that the user chose, numbered for this task alone. `label`: any other class.
+    `vector`: nothing is asked; the user vector of a pretrained backbone is to find the later half of a sequence among
+    those of other users, given the earlier one. Its one class has no meaning.
 
     Attributes:
         name: how results refer to it.
@@ -142,7 +151,7 @@ class Task:
     @property
     def metric(self) -> Metric:
         """What the task is measured by."""
-        return "accuracy" if self.kind == "label" else "mrr_at_5"
+        return METRICS[self.kind]
 
     def samples(self, split: str) -> np.ndarray:
         """Positions of the samples of `train`, `validation` or `test`, int64, ascending."""
@@ -200,6 +209,18 @@ def next_item_task(name: str, sequences: ItemSequences, split: TaskSplit) -> Tas
     rows = np.arange(len(sequences.items))
     labels = sequences.items[:, -1].astype(np.int64)
     return Task(name, "next_item", rows, labels, sequences.item_ids, split_samples(rows, sequences.keys, split))
+
+
+def vector_task(name: str, sequences: ItemSequences, split: np.ndarray) -> Task:
+    """The first task of a pretrained backbone: all users.
+
+    Args:
+        name: of the task.
+        sequences: of all users.
+        split: of each row, int8 (U,).
+    """
+    rows = np.arange(len(sequences.items))
+    return Task(name, "vector", rows, np.zeros_like(rows), ("",), split)
 
 
 def noisy_task(

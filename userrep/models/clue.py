@@ -27,7 +27,8 @@ from pydantic import Field
 from torch import nn
 
 from userrep.config import Config
-from userrep.models.layers import PositionEmbedding, Transformer
+from userrep.models.backbone import Adapter
+from userrep.models.layers import BLOCK_POINTS, PositionEmbedding, Transformer
 from userrep.models.packing import Groups
 
 LOGIT_BIAS_INIT = -10.0  # SigLIP (arXiv 2303.15343, section 3.1): at first nearly all pairs are negatives
@@ -47,6 +48,40 @@ class ClueConfig(Config):
     temperature_init: float = Field(default=0.07, gt=0.01, lt=10)
 
 
+class UserEncoder(nn.Module):
+    """Service Transformer and head: from the item vectors of a history to a user vector.
+
+    Attributes:
+        num_points: mask points: what attention and MLP of every block add, and what the head adds.
+    """
+
+    def __init__(self, config: ClueConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.num_points = BLOCK_POINTS * config.service_layers + 1
+        self.service_transformer = Transformer(dim, config.service_layers, config.num_heads, config.mlp_ratio * dim)
+        self.head_norm = nn.LayerNorm(dim)
+        self.head_in = nn.Linear(dim, config.head_ratio * dim)
+        self.head_out = nn.Linear(config.head_ratio * dim, dim)
+        nn.init.zeros_(self.head_out.weight)
+        nn.init.zeros_(self.head_out.bias)
+
+    def forward(
+        self, event_ED: torch.Tensor, groups: Groups, use_blocks: bool = True, adapt: Adapter | None = None
+    ) -> torch.Tensor:
+        """User vectors (H, D), of any length.
+
+        Args:
+            event_ED: item vectors of histories sorted by length, one history after another.
+            groups: how many histories have which length.
+            use_blocks: as in `Clue.encode_items`.
+            adapt: called with the output of every mask point.
+        """
+        pooled_HD = self.service_transformer(event_ED, groups, use_blocks, adapt)
+        added_HD = self.head_out(F.gelu(self.head_in(self.head_norm(pooled_HD))))
+        return pooled_HD + (added_HD if adapt is None else adapt(self.num_points - 1, added_HD))
+
+
 class Clue(nn.Module):
     """The encoder and its temperature."""
 
@@ -64,17 +99,12 @@ class Clue(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.token_position = PositionEmbedding(config.max_tokens, dim)
         self.item_transformer = Transformer(dim, config.item_layers, config.num_heads, mlp_dim)
-        self.service_transformer = Transformer(dim, config.service_layers, config.num_heads, mlp_dim)
-        self.head_norm = nn.LayerNorm(dim)
-        self.head_in = nn.Linear(dim, config.head_ratio * dim)
-        self.head_out = nn.Linear(config.head_ratio * dim, dim)
+        self.user_encoder = UserEncoder(config)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature_init)))
         self.logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS_INIT))
         nn.init.normal_(self.token_embedding.weight, std=config.token_std)
         if idf_V is not None:
             self.token_embedding.weight.data *= (idf_V / idf_V.mean())[:, None]
-        nn.init.zeros_(self.head_out.weight)
-        nn.init.zeros_(self.head_out.bias)
 
     def encode_items(self, tokens_T: torch.Tensor, groups: Groups, use_blocks: bool = True) -> torch.Tensor:
         """Item vectors (U, D).
@@ -98,9 +128,7 @@ class Clue(nn.Module):
             groups: how many histories have which length.
             use_blocks: as in `encode_items`.
         """
-        event_ED = F.embedding(history_items_E, item_UD)
-        pooled_HD = self.service_transformer(event_ED, groups, use_blocks)
-        return F.normalize(pooled_HD + self.head_out(F.gelu(self.head_in(self.head_norm(pooled_HD)))), dim=-1)
+        return F.normalize(self.user_encoder(F.embedding(history_items_E, item_UD), groups, use_blocks), dim=-1)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 
+from userrep.models.backbone import Adapter
 from userrep.models.packing import Groups
+
+BLOCK_POINTS = 2  # mask points of a block: what attention adds, and what the MLP adds
 
 
 class Block(nn.Module):
@@ -38,15 +41,17 @@ class Block(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x_PD: torch.Tensor, groups: Groups) -> torch.Tensor:
-        """Args: x_PD sequences sorted by length; groups how many have which length. Returns (P, D)."""
+    def forward(self, x_PD: torch.Tensor, groups: Groups, adapt: Adapter | None = None) -> torch.Tensor:
+        """Args: x_PD sequences sorted by length; groups how many have which length; adapt of points 0 and 1. (P, D)."""
         qkv_PX = self.query_key_value(self.attention_norm(x_PD))
         if can_attend_ragged(qkv_PX):
             attended_PD = self._attend_ragged(qkv_PX, groups)
         else:
             attended_PD = torch.cat([self._attend(qkv_NLX) for qkv_NLX in groups.split(qkv_PX)])
-        x_PD = x_PD + self.attention_out(attended_PD)
-        return x_PD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_PD))))
+        added_PD = self.attention_out(attended_PD)
+        x_PD = x_PD + (added_PD if adapt is None else adapt(0, added_PD))
+        added_PD = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x_PD))))
+        return x_PD + (added_PD if adapt is None else adapt(1, added_PD))
 
     def _attend(self, qkv_NLX: torch.Tensor) -> torch.Tensor:
         qkv_3NALd = qkv_NLX.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -74,21 +79,28 @@ class Transformer(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim) for _ in range(num_layers))
 
-    def forward(self, x_PD: torch.Tensor, groups: Groups, use_blocks: bool = True) -> torch.Tensor:
+    def forward(
+        self, x_PD: torch.Tensor, groups: Groups, use_blocks: bool = True, adapt: Adapter | None = None
+    ) -> torch.Tensor:
         """Encodes packed sequences, equally long ones together; the same as encoding each by itself.
 
         Args:
             x_PD: positions of all sequences one after another, sorted by length.
             groups: how many sequences have which length.
             use_blocks: False leaves the blocks out, which changes nothing while their output matrices are zero.
+            adapt: called with what every block adds, points 2 l and 2 l + 1 of block l.
 
         Returns:
             (N, D), the mean over each sequence's positions.
         """
         if use_blocks:
-            for block in self.blocks:
-                x_PD = block(x_PD, groups)
+            for number, block in enumerate(self.blocks):
+                x_PD = block(x_PD, groups, None if adapt is None else _of_block(adapt, number))
         return mean_of_sequences(x_PD, groups)
+
+
+def _of_block(adapt: Adapter, number: int) -> Adapter:
+    return lambda point, added_PD: adapt(BLOCK_POINTS * number + point, added_PD)
 
 
 def mean_of_sequences(x_PD: torch.Tensor, groups: Groups) -> torch.Tensor:

@@ -27,6 +27,7 @@ from userrep.manifest import (
     verify_files,
     write_manifest,
 )
+from userrep.models.clue import Clue, ClueConfig
 from userrep.training.fence import Attempt
 from userrep.training.state import TrainState
 
@@ -119,6 +120,14 @@ def load_model(path: Path, model: torch.nn.Module) -> None:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise CheckpointMismatchError(f"{path} does not fit the configured model: {error}") from error
+
+
+def load_encoder(directory: Path) -> Clue:
+    """The encoder of a committed encoder table, in evaluation mode."""
+    manifest = read_manifest(directory)
+    model = Clue(ClueConfig.parse(manifest.config["model"]), manifest.facts["vocab_size"])
+    load_model(directory / MODEL_FILE, model)
+    return model.eval()
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

@@ -25,12 +25,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from userrep.config import ConfigError
 from userrep.continual.catalog import build_method
 from userrep.continual.method import Method, Progress
 from userrep.continual.network import TaskSpec
-from userrep.data.tasks import TaskSet
+from userrep.data.tasks import Task, TaskSet
 from userrep.losses.gather import all_gather, rank
-from userrep.models.nextitnet import NextItNet
+from userrep.training.backbones import BackboneSource, open_backbone
 from userrep.training.cells import (
     METHOD_FILE,
     Cell,
@@ -84,7 +85,14 @@ class Point:
 Report = Callable[[Point], None]
 
 
-def run_cell(cell: Cell, tasks: TaskSet, directory: Path, report: Report, device: str = "cpu") -> CellResult:
+def run_cell(
+    cell: Cell,
+    tasks: TaskSet,
+    directory: Path,
+    report: Report,
+    device: str = "cpu",
+    backbones: BackboneSource | None = None,
+) -> CellResult:
     """Runs a cell, or what is left of it. A collective over all ranks, which must see the same directory.
 
     Args:
@@ -94,6 +102,7 @@ def run_cell(cell: Cell, tasks: TaskSet, directory: Path, report: Report, device
         report: is called on every rank. What it raises ends the cell; it is called right before each commit, so it can
             keep a process that has lost the right to write from doing so.
         device: to compute on.
+        backbones: of the cell's training, where it is open already, as between cells of the same tasks.
 
     Raises:
         ConfigError: unknown method, option or task; or the directory belongs to something else.
@@ -109,7 +118,8 @@ def run_cell(cell: Cell, tasks: TaskSet, directory: Path, report: Report, device
     result = CellResult(cell, lessons)
     if result.is_complete:
         return result
-    course = _Course(cell, tasks, report, device)
+    backbones = backbones or open_backbone(cell.training.backbone, tasks.sequences, device)
+    course = _Course(cell, tasks, report, device, backbones)
     course.restore(directory, lessons)
     for numbers in course.plan(num_taught(lessons)):
         lesson = course.teach(numbers)
@@ -122,13 +132,15 @@ def run_cell(cell: Cell, tasks: TaskSet, directory: Path, report: Report, device
 class _Course:
     """A method, and what teaches it."""
 
-    def __init__(self, cell: Cell, tasks: TaskSet, report: Report, device: str) -> None:
+    def __init__(self, cell: Cell, tasks: TaskSet, report: Report, device: str, backbones: BackboneSource) -> None:
         self.cell, self.tasks, self.sequences = cell, choose_tasks(cell, tasks), tasks.sequences
         self.num_steps = 0
         self._report = report
         self._seed(_Draw.INIT)
-        backbone, num_items = cell.training.backbone, tasks.sequences.num_items
-        self.method: Method = build_method(cell.method, cell.options, lambda: NextItNet(backbone, num_items))
+        self.method: Method = build_method(cell.method, cell.options, backbones.new)
+        _check_first_task(self.method, cell, self.tasks[0], backbones)
+        if backbones.pretrained is not None:
+            self.method.network.backbone.load_state_dict(dict(backbones.pretrained))
         self.method.to(device)
 
     def plan(self, start: int) -> list[range]:
@@ -152,7 +164,9 @@ class _Course:
         started = time.perf_counter()
         for number in numbers:
             self._begin(number)
-        curve = [point for phase in range(len(self.method.phases)) for point in self._train_phase(numbers, phase)]
+        is_pretrained = self.tasks[numbers[0]].kind == "vector"
+        phases = range(0 if is_pretrained else len(self.method.phases))
+        curve = [point for phase in phases for point in self._train_phase(numbers, phase)]
         self.method.end_task()
         known = range(numbers[-1] + 1)
         scores = {name: scored.score for name, scored in self._score(known, "test").items()}
@@ -258,6 +272,16 @@ class _Course:
 
     def _seed(self, draw: _Draw, *place: int) -> None:
         torch.manual_seed(_mix(self.cell.seed, draw, *place))
+
+
+def _check_first_task(method: Method, cell: Cell, first: Task, backbones: BackboneSource) -> None:
+    if (first.kind == "vector") != (backbones.pretrained is not None):
+        raise ConfigError(
+            f"the order begins with {first.name}, of kind {first.kind}: a pretrained backbone begins with a task of "
+            "kind vector, any other one with a task that it is taught"
+        )
+    if first.kind == "vector" and not method.takes_pretrained:
+        raise ConfigError(f"{cell.method} cannot go on from a pretrained backbone: leave it out of --methods")
 
 
 def _mix(*numbers: int) -> int:

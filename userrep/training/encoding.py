@@ -78,6 +78,21 @@ def encode(model: Encoder, batch: HistoryBatch, plan: ChunkPlan = ONE_BY_ONE, us
     return F.embedding(_indices(np.argsort(histories.order), device), user_HD)
 
 
+@torch.no_grad()
+def encode_items(model: Clue, tokens: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
+    """Vectors of items, (U, D), without a graph.
+
+    Args:
+        model: the encoder.
+        tokens: ids of all items, one after another, (T,).
+        offsets: borders of the items in `tokens`, (U + 1,).
+    """
+    packed = pack(offsets, INFERENCE_CHUNK)
+    tokens_T = _indices(tokens[packed.positions], model.logit_scale.device)
+    parts = [model.encode_items(tokens_T[chunk.positions], chunk.groups) for chunk in packed.chunks]
+    return torch.cat(parts)[_indices(np.argsort(packed.order), model.logit_scale.device)]
+
+
 class MemoryPlanner:
     """Fits the encoding of batches into a memory budget."""
 

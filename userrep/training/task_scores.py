@@ -1,8 +1,12 @@
 """What a method is measured by: its scores on held-out samples of a task, and how alike the masks of its tasks are.
 
+A task of kind `vector` is measured by retrieval: recall at 10 among users, of the later half of a sequence given the
+earlier one, and the reverse.
+
 Legend: `N` samples, `R` rows of item sequences, `C` classes, `M` tasks, `K` mask points, `D` width.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,15 +14,16 @@ import torch
 import torch.nn.functional as F
 
 from userrep.continual.method import Method
-from userrep.data.tasks import ItemSequences, Task
-from userrep.evaluation.ranking import class_ranks, mrr_at_k
+from userrep.data.tasks import PAD, ItemSequences, Task
+from userrep.evaluation.ranking import class_ranks, mrr_at_k, retrieval_hits
 from userrep.losses.gather import all_gather_uneven, rank, world_size
 
 CUTOFFS = {"mrr_at_5": 5, "accuracy": 1}  # the last rank that counts
+MAX_POOL = 1000  # users among whom a half of a sequence is to be found
 
 
 class Scored(NamedTuple):
-    """MRR@5 or accuracy, as the task's kind asks for, in [0, 1]; and the mean cross-entropy in nats."""
+    """What the task's kind asks for, in [0, 1], and the mean cross-entropy in nats; NaN of a task without a loss."""
 
     score: float
     loss: float
@@ -44,6 +49,8 @@ def score_task(
         ValueError: a logit is not finite.
     """
     samples = task.samples(split)
+    if task.kind == "vector":
+        return Scored(_recall(method, number, sequences.items[task.rows[samples[:MAX_POOL]]], batch_size), math.nan)
     samples = samples[np.argsort(task.rows[samples], kind="stable")]
     rows, firsts = np.unique(task.rows[samples], return_index=True)
     borders = np.append(firsts, len(samples))  # samples of row r are [borders[r], borders[r + 1])
@@ -69,6 +76,43 @@ def score_task(
     num_higher_N, num_same_N, loss_N = all_gather_uneven(torch.cat(parts)).cpu().numpy().T
     counts = num_higher_N.astype(np.int64), num_same_N.astype(np.int64)
     return Scored(mrr_at_k(*counts, CUTOFFS[task.metric]), float(loss_N.mean()))
+
+
+def _recall(method: Method, number: int, items_UL: np.ndarray, batch_size: int) -> float:
+    """Every rank computes all of it: the users are few."""
+    was_training = method.training
+    method.eval()
+    device = next(method.parameters()).device
+    earlier_UD, later_UD = (
+        F.normalize(
+            torch.cat(
+                [
+                    method.vectors(torch.from_numpy(half_UL[start : start + batch_size]).long().to(device), number)
+                    for start in range(0, len(half_UL), batch_size)
+                ]
+            ),
+            dim=-1,
+        )
+        for half_UL in halves(items_UL)
+    )
+    method.train(was_training)
+    return float(retrieval_hits((earlier_UD @ later_UD.T).double().cpu().numpy())[10].mean())
+
+
+def halves(items_UL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Earlier and later half of left-padded sequences, each left-padded, (U, L); of an odd number the later has more.
+
+    Args:
+        items_UL: two items at least in every row.
+    """
+    num_places = items_UL.shape[1]
+    num_items_U = (items_UL != PAD).sum(axis=1)
+    place_L = np.arange(num_places)
+    border_U = num_places - (num_items_U + 1) // 2  # where the later half begins
+    later_UL = np.where(place_L >= border_U[:, None], items_UL, PAD)
+    source_UL = place_L - (num_places - border_U)[:, None]
+    earlier_UL = np.where(source_UL >= 0, np.take_along_axis(items_UL, source_UL.clip(0), axis=1), PAD)
+    return earlier_UL, later_UL
 
 
 @torch.no_grad()
