@@ -18,8 +18,9 @@ from pipelines.continual_config import ContinualJobConfig
 from userrep.losses.gather import rank
 from userrep.manifest import IncompleteTableError, write_json
 from userrep.training.backbones import BackboneSource, open_backbone
+from userrep.training.cell_points import Point
 from userrep.training.cells import Cell, read_cell
-from userrep.training.continual import Point, run_cell
+from userrep.training.continual import run_cell
 from userrep.training.fence import current_attempt, start_attempt
 from userrep.training.state import NonFiniteLossError
 from userrep.training.tracking import SPOOL_NAME, MetricSpool
@@ -28,7 +29,7 @@ FAILURE_NAME = "failure.json"  # of a cell that has diverged
 
 
 def teach_cells(settings: dict[str, Any]) -> None:
-    """What every worker runs: cell after cell."""
+    """What every worker runs: cell after cell; lessons that another cell of the experiment was taught are borrowed."""
     config, directory = ContinualJobConfig.parse(settings["config"]), Path(settings["directory"])
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
@@ -52,8 +53,18 @@ def teach_cells(settings: dict[str, Any]) -> None:
                     attempt.check()
                     write(point)
 
+            siblings = sorted(cell_directory.parent.iterdir())
             try:
-                run_cell(cell, tasks_of(cell.seed), cell_directory, report, device, backbones_of(cell.seed))
+                run_cell(
+                    cell,
+                    tasks_of(cell.seed),
+                    cell_directory,
+                    report,
+                    device,
+                    backbones_of(cell.seed),
+                    siblings,
+                    attempt.check,
+                )
             except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on
                 if rank() == 0:
                     write_json(cell_directory / FAILURE_NAME, {"message": str(error), **error.evidence})

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from userrep.data.tasks import ItemSequences, Task, TaskSet, TaskSplit, next_item_task, split_samples
 from userrep.training.backbones import NextItNetBackbone
-from userrep.training.cells import METHOD_FILE, Cell, ContinualConfig, TaskTraining
-from userrep.training.continual import Point, run_cell
+from userrep.training.cell_points import Point
+from userrep.training.cells import METHOD_FILE, Cell, CellResult, ContinualConfig, Lesson, TaskTraining
+from userrep.training.continual import run_cell
 
 NUM_USERS, NUM_ITEMS, LENGTH = 60, 13, 7
 SPLIT = TaskSplit(validation=0.2, test=0.2)
@@ -78,3 +79,22 @@ def run_tiny(cell: Cell, directory: Path) -> tuple[Any, Points]:
 def method_state(directory: Path, number: int) -> dict[str, torch.Tensor]:
     state = load_file(directory / f"task-{number:02d}" / METHOD_FILE)
     return {name: value.clone() for name, value in state.items()}  # not the mapped file, which tests damage
+
+
+def timeless(result: CellResult) -> list[dict[str, Any]]:
+    """Lessons without what differs from run to run."""
+
+    def strip(lesson: Lesson) -> dict[str, Any]:
+        values = lesson.model_dump()
+        del values["seconds"]
+        for point in values["curve"]:
+            del point["seconds"]
+        return values
+
+    return [strip(lesson) for lesson in result.lessons]
+
+
+def assert_same_state(own: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert own.keys() == other.keys()
+    for name, value in own.items():
+        assert torch.equal(value, other[name]), name

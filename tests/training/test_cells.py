@@ -19,6 +19,7 @@ from userrep.training.cells import (
     Cell,
     ContinualConfig,
     choose_tasks,
+    digest_prefixes,
     digest_tasks,
     read_cell,
 )
@@ -98,6 +99,15 @@ def test_other_data_are_refused(what: str, tmp_path: Path) -> None:
         run_cell(cell, changed(tiny_tasks(), what), tmp_path, Points())
 
 
+def test_data_of_a_task_that_is_still_to_come_may_change(tmp_path: Path) -> None:
+    cell = tiny_cell("fineall", max_epochs=1)
+    with pytest.raises(InterruptedError):
+        run_cell(cell, tiny_tasks(), tmp_path, Points(stop_at="T2"))
+    points = Points()
+    assert run_cell(cell, changed(tiny_tasks(), "labels"), tmp_path, points).is_complete
+    assert {point.tasks for point in points} == {("T2",), ("T3",)}
+
+
 @pytest.mark.parametrize(
     "other", [{"seed": 1}, {"method": "sinmo"}, {"order": ORDER[:2]}, {"training": ContinualConfig()}]
 )
@@ -113,6 +123,9 @@ def test_the_digest_ignores_tasks_that_are_not_in_the_cell() -> None:
     other = changed(tasks, "labels")
     assert digest_tasks(tasks, choose_tasks(cell, tasks)) == digest_tasks(other, choose_tasks(cell, other))
     every = tiny_cell()
+    assert digest_prefixes(tasks, choose_tasks(every, tasks)) == tuple(
+        digest_tasks(tasks, choose_tasks(every.until(number), tasks)) for number in (1, 2, 3)
+    )
     assert digest_tasks(tasks, choose_tasks(every, tasks)) != digest_tasks(other, choose_tasks(every, other))
 
 

@@ -12,34 +12,25 @@ import pytest
 import torch
 
 from tests.support.distributed import run_ranks
-from tests.support.tiny_cell import NUM_ITEMS, ORDER, Points, method_state, run_tiny, tiny_cell, tiny_tasks
+from tests.support.tiny_cell import (
+    NUM_ITEMS,
+    ORDER,
+    Points,
+    assert_same_state,
+    method_state,
+    run_tiny,
+    timeless,
+    tiny_cell,
+    tiny_tasks,
+)
 from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
 from userrep.training import continual as module
-from userrep.training.cells import CellResult, Lesson
+from userrep.training.cells import CellResult
 from userrep.training.continual import run_cell
 from userrep.training.continual_step import take_step
 from userrep.training.state import NonFiniteLossError
 from userrep.training.task_scores import Scored
-
-
-def timeless(result: CellResult) -> list[dict[str, Any]]:
-    """Lessons without what differs from run to run."""
-
-    def strip(lesson: Lesson) -> dict[str, Any]:
-        values = lesson.model_dump()
-        del values["seconds"]
-        for point in values["curve"]:
-            del point["seconds"]
-        return values
-
-    return [strip(lesson) for lesson in result.lessons]
-
-
-def assert_same_state(own: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert own.keys() == other.keys()
-    for name, value in own.items():
-        assert torch.equal(value, other[name]), name
 
 
 def test_teracon_learns_all_tasks_and_keeps_them(tmp_path: Path) -> None:

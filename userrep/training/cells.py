@@ -89,6 +89,10 @@ class Cell(Config):
         options = ", ".join(f"{name}={self.options[name]}" for name in sorted(self.options))
         return f"{self.method}({options})" if options else self.method
 
+    def until(self, num_tasks: int) -> "Cell":
+        """The cell that ends after so many tasks: of a method that is not joint, both have the same lessons so far."""
+        return self.model_copy(update={"order": self.order[:num_tasks]})
+
 
 class EpochScore(Config):
     """A point of an adaptation curve."""
@@ -159,15 +163,22 @@ def choose_tasks(cell: Cell, tasks: TaskSet) -> tuple[Task, ...]:
     return tuple(known[name] for name in cell.order)
 
 
-def digest_tasks(tasks: TaskSet, chosen: tuple[Task, ...]) -> str:
-    """Hex digest (12 characters) of all that training and evaluation read."""
+def digest_prefixes(tasks: TaskSet, chosen: tuple[Task, ...]) -> tuple[str, ...]:
+    """Hex digests (12 characters) of all that training and evaluation read until each of the tasks has been taught."""
+    digests = []
     digest = sha256(f"{tasks.sequences.num_items} {tasks.sequences.items.shape}".encode())
     digest.update(tasks.sequences.items.tobytes())
     for task in chosen:
         digest.update(f"{task.name} {task.kind} {task.num_classes} {len(task.rows)}".encode())
         for values in (task.rows, task.labels, task.split):
             digest.update(values.tobytes())
-    return digest.hexdigest()[:HASH_CHARS]
+        digests.append(digest.hexdigest()[:HASH_CHARS])
+    return tuple(digests)
+
+
+def digest_tasks(tasks: TaskSet, chosen: tuple[Task, ...]) -> str:
+    """Hex digest (12 characters) of all that training and evaluation read."""
+    return digest_prefixes(tasks, chosen)[-1]
 
 
 def lesson_directory(directory: Path, number: int) -> Path:
@@ -183,7 +194,7 @@ def write_lesson(
     Args:
         directory: of the cell.
         cell: that the lesson is of.
-        data_digest: from `digest_tasks`.
+        data_digest: of the tasks so far, from `digest_prefixes`.
         lesson: what was measured.
         number: of its last task.
         state: the method's `state_dict`.
@@ -223,20 +234,26 @@ def read_cell(directory: Path) -> CellResult:
     return CellResult(cell, lessons)
 
 
-def continue_cell(directory: Path, cell: Cell, data_digest: str) -> tuple[Lesson, ...]:
+def continue_cell(directory: Path, cell: Cell, data_digests: tuple[str, ...]) -> tuple[Lesson, ...]:
     """The lessons from which a cell can go on; none in a new directory.
 
+    Args:
+        directory: of the cell.
+        cell: to go on with.
+        data_digests: of its tasks, from `digest_prefixes`.
+
     Raises:
-        ConfigError: the directory is that of another cell, or the tasks' data have changed.
+        ConfigError: the directory is that of another cell, or the data of tasks that were taught have changed.
     """
-    for path in sorted(directory.glob(f"task-*/{MANIFEST_NAME}")):
+    for number, data_digest in enumerate(data_digests):
+        path = lesson_directory(directory, number)
         try:
-            manifest = read_manifest(path.parent)
+            manifest = read_manifest(path)
         except IncompleteTableError:
-            continue  # `read_cell` says so
+            continue  # there is none, or `read_cell` says that it is damaged
         if manifest.config != cell.model_dump(mode="json") or manifest.inputs != {"tasks": data_digest}:
             raise ConfigError(
-                f"{path.parent} belongs to a cell with another config or other data: give this cell a directory of its "
+                f"{path} belongs to a cell with another config or other data: give this cell a directory of its "
                 "own, such as one named after its content_hash(), or delete this one to start anew"
             )
     try:

@@ -17,8 +17,7 @@ Legend: `B` samples of a batch, `M` tasks.
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from userrep.continual.network import TaskSpec
 from userrep.data.tasks import Task, TaskSet
 from userrep.losses.gather import all_gather, rank
 from userrep.training.backbones import BackboneSource, open_backbone
+from userrep.training.borrowing import borrow_lessons
+from userrep.training.cell_points import Point, Report
 from userrep.training.cells import (
     METHOD_FILE,
     Cell,
@@ -40,7 +41,7 @@ from userrep.training.cells import (
     Lesson,
     choose_tasks,
     continue_cell,
-    digest_tasks,
+    digest_prefixes,
     lesson_directory,
     num_taught,
     remove_lessons_after,
@@ -62,29 +63,6 @@ class _Draw(IntEnum):
     STEP = 4
 
 
-@dataclass(frozen=True)
-class Point:
-    """News of a cell: of every step, of every epoch, and of every task that was taught.
-
-    Attributes:
-        step: optimizer steps of the cell so far.
-        tasks: names of the lesson's tasks, usually one.
-        phase: of the lesson; empty once it is over.
-        epoch: of the phase, from 1; 0: before its first step.
-        metrics: of a step `train/...`, over all ranks; of an epoch `val/<task>/<metric>` and `time/epoch_s`; of a
-            lesson `test/<task>/<metric>` of all tasks so far.
-    """
-
-    step: int
-    tasks: tuple[str, ...]
-    phase: str
-    epoch: int
-    metrics: dict[str, float]
-
-
-Report = Callable[[Point], None]
-
-
 def run_cell(
     cell: Cell,
     tasks: TaskSet,
@@ -92,6 +70,8 @@ def run_cell(
     report: Report,
     device: str = "cpu",
     backbones: BackboneSource | None = None,
+    lenders: Sequence[Path] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> CellResult:
     """Runs a cell, or what is left of it. A collective over all ranks, which must see the same directory.
 
@@ -99,34 +79,50 @@ def run_cell(
         cell: what to run.
         tasks: of the data set, those of the cell's order among them.
         directory: of the cell alone. Every lesson is committed to it when it is over, by rank 0.
-        report: is called on every rank. What it raises ends the cell; it is called right before each commit, so it can
-            keep a process that has lost the right to write from doing so.
+        report: is called on every rank, and of a borrowed lesson on rank 0 alone; the last time right before each
+            commit. What it raises ends the cell.
         device: to compute on.
         backbones: of the cell's training, where it is open already, as between cells of the same tasks.
+        lenders: directories of other cells. Lessons that the cell shares with them are copied, not taught.
+        check: is called on rank 0 right before the directory is changed. It raises, which ends the cell, in a process
+            that has lost the right to write.
 
     Raises:
         ConfigError: unknown method, option or task; or the directory belongs to something else.
         NonFiniteLossError: on every rank, where a loss or a gradient is not finite on any.
     """
-    data_digest = digest_tasks(tasks, choose_tasks(cell, tasks))
-    lessons = continue_cell(directory, cell, data_digest)
-    counts = all_gather(torch.tensor([len(lessons)], device=device)).tolist()
-    if len(set(counts)) > 1:
-        raise RuntimeError(f"ranks see {counts} lessons in {directory}: it must be on storage that all workers share")
+    data_digests = digest_prefixes(tasks, choose_tasks(cell, tasks))
+    lessons = _agreed_lessons(directory, cell, data_digests, device)
     if rank() == 0:  # all ranks have read what is there, or they would not have come this far
+        check()
         remove_lessons_after(directory, lessons)
     result = CellResult(cell, lessons)
     if result.is_complete:
         return result
     backbones = backbones or open_backbone(cell.training.backbone, tasks.sequences, device)
     course = _Course(cell, tasks, report, device, backbones)
+    if not course.method.is_joint:
+        is_first = rank() == 0
+        num = borrow_lessons(directory, cell, data_digests, lessons, lenders, report, check) if is_first else 0
+        if all_gather(torch.tensor([num], device=device)).any():  # other ranks wait here for the first
+            lessons = _agreed_lessons(directory, cell, data_digests, device)
     course.restore(directory, lessons)
     for numbers in course.plan(num_taught(lessons)):
         lesson = course.teach(numbers)
         if rank() == 0:
-            write_lesson(directory, cell, data_digest, lesson, numbers[-1], course.method.state_dict())
+            check()
+            write_lesson(directory, cell, data_digests[numbers[-1]], lesson, numbers[-1], course.method.state_dict())
         lessons += (lesson,)
     return CellResult(cell, lessons)
+
+
+def _agreed_lessons(directory: Path, cell: Cell, data_digests: tuple[str, ...], device: str) -> tuple[Lesson, ...]:
+    """The intact lessons of a cell, once every rank has read them."""
+    lessons = continue_cell(directory, cell, data_digests)
+    counts = all_gather(torch.tensor([len(lessons)], device=device)).tolist()
+    if len(set(counts)) > 1:
+        raise RuntimeError(f"ranks see {counts} lessons in {directory}: it must be on storage that all workers share")
+    return lessons
 
 
 class _Course:
