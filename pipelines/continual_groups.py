@@ -5,12 +5,14 @@ Cells are grouped by their order of tasks, and in it by method and options; a gr
 Legend: `M` tasks of an order, `S` seeds.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
+from userrep.data.tasks import Metric
 from userrep.evaluation.transfer import Interval, backward_transfer, forward_transfer, mean_interval
 from userrep.training.cells import CellResult
 
@@ -43,6 +45,16 @@ class Group:
     def scores_SMM(self) -> np.ndarray:
         """R of each seed."""
         return np.stack([result.scores_MM for result in self.results])
+
+    @property
+    def slug(self) -> str:
+        """The label as part of a name of a file."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """What each task is measured by."""
+        return self.results[0].lessons[-1].metrics
 
     @property
     def is_joint(self) -> bool:

@@ -58,8 +58,7 @@ def format_groups(groups: Sequence[Group]) -> str:
     """Markdown: for every order the final scores, method by task, and the transfer between tasks."""
     parts = ["# Continual tasks", "Means over seeds; +- is half of the 95% interval (Student's t)."]
     for order, members in by_order(groups):
-        metrics = members[0].results[0].lessons[-1].metrics
-        heads = [f"{name} {METRIC_NAMES[metrics[name]]}" for name in order]
+        heads = [f"{name} {METRIC_NAMES[members[0].metrics[name]]}" for name in order]
         rows = [
             [group.label, str(group.final.num_seeds), *(_value(group.final, i, "{:.4f}") for i in range(len(order)))]
             for group in members
