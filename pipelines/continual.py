@@ -27,6 +27,7 @@ from pipelines.session import ray_session
 from userrep.config import ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
+from userrep.evaluation.task_baselines import popularity_score
 from userrep.manifest import IncompleteTableError
 from userrep.publishing.connection import RegistryError, check_uri
 from userrep.training.cells import Cell, CellResult, read_cell
@@ -89,7 +90,9 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
     finally:
         finished = [result for planned in _all_cells(directory) if (result := planned.result()) and result.is_complete]
         if finished:
-            write_continual_report(finished, directory / REPORT)
+            scores = {task.name: popularity_score(task, tasks.sequences) for task in tasks.tasks}
+            popularity = {result.cell.seed: scores for result in finished}  # all seeds have one split
+            write_continual_report(finished, popularity, directory / REPORT)
         _send(directory, uri, workdir, console)
     failed = [planned for planned in left if not planned.is_complete]
     if failed:

@@ -47,6 +47,11 @@ class Group:
         return np.stack([result.scores_MM for result in self.results])
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the results."""
+        return tuple(result.cell.seed for result in self.results)
+
+    @property
     def slug(self) -> str:
         """The label as part of a name of a file."""
         return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")

@@ -1,8 +1,9 @@
 """What the cells of an experiment with continual tasks say together: every score, a page of numbers, and figures."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import numpy as np
@@ -12,18 +13,23 @@ import pyarrow.parquet as pq
 from pipelines.continual_figures import draw_figures
 from pipelines.continual_groups import METRIC_NAMES, Group, arrows, by_order, group_cells
 from pipelines.report import FIGURE_STYLE
-from userrep.evaluation.transfer import Interval
+from userrep.evaluation.transfer import Interval, mean_interval, paired_difference
 from userrep.schema import TASKS_MATRIX
 from userrep.training.cells import CellResult
 
 MATRIX_NAME, TABLE_NAME, FIGURES = "tasks_matrix.parquet", "tasks.md", "figures"
+MAIN = "teracon"  # with its defaults: the method that the others are compared with
+
+Popularity = Mapping[int, Mapping[str, float]]  # by seed, by name of the task
+Rows = list[list[str]]  # of a table: a method, its seeds, and a value for each task
 
 
-def write_continual_report(results: Sequence[CellResult], directory: Path) -> None:
+def write_continual_report(results: Sequence[CellResult], popularity: Popularity, directory: Path) -> None:
     """Writes `tasks_matrix.parquet`, `tasks.md` and `figures/*.svg`; files of those names are replaced.
 
     Args:
         results: of finished cells of one data set.
+        popularity: what `popularity_score` gives for the tasks that cells of a seed were taught; may lack some.
         directory: is made.
 
     Raises:
@@ -34,7 +40,7 @@ def write_continual_report(results: Sequence[CellResult], directory: Path) -> No
     temporary = directory / f".{MATRIX_NAME}.{os.getpid()}.tmp"
     pq.write_table(tasks_matrix(results), temporary)
     os.replace(temporary, directory / MATRIX_NAME)
-    (directory / TABLE_NAME).write_text(format_groups(groups), encoding="ascii")
+    (directory / TABLE_NAME).write_text(format_groups(groups, popularity), encoding="ascii")
     with matplotlib.rc_context(FIGURE_STYLE):
         for name, figure in draw_figures(groups):
             figure.savefig(directory / FIGURES / f"{name}.svg", metadata={"Date": None})
@@ -54,38 +60,94 @@ def tasks_matrix(results: Sequence[CellResult]) -> pa.Table:
     return pa.Table.from_pylist(rows, TASKS_MATRIX)
 
 
-def format_groups(groups: Sequence[Group]) -> str:
-    """Markdown: for every order the final scores, method by task, and the transfer between tasks."""
+def format_groups(groups: Sequence[Group], popularity: Popularity) -> str:
+    """Markdown: for every order of tasks a table of scores, transfer, differences and times, method by task.
+
+    Args:
+        groups: as `group_cells` sorts them.
+        popularity: see `write_continual_report`.
+    """
     parts = ["# Continual tasks", "Means over seeds; +- is half of the 95% interval (Student's t)."]
     for order, members in by_order(groups):
-        heads = [f"{name} {METRIC_NAMES[members[0].metrics[name]]}" for name in order]
-        rows = [
-            [group.label, str(group.final.num_seeds), *(_value(group.final, i, "{:.4f}") for i in range(len(order)))]
-            for group in members
-        ]
-        parts += [f"## Order {arrows(order)}", "Scores on test users after the last task.", _table(heads, rows)]
-        rows = [
-            [
-                f"{group.label} {name}",
-                str(interval.num_seeds),
-                *(_value(interval, i, "{:+.2f}") for i in range(len(order))),
-            ]
-            for group in members
-            for name, interval in (("FWT", group.forward), ("BWT", group.backward))
-            if np.isfinite(interval.mean).any()
-        ]
-        if rows:
-            parts += ["Forward and backward transfer, percent.", _table(list(order), rows)]
+        parts.append(f"## Order {arrows(order)}")
+        for title, heads, rows in _tables(order, members, popularity):
+            if rows:
+                parts += [title, _table(heads, rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def _tables(
+    order: tuple[str, ...], members: Sequence[Group], popularity: Popularity
+) -> Iterator[tuple[str, Sequence[str], Rows]]:
+    """Title, heads of the tasks' columns, and rows of each table of an order."""
+    measured = [f"{name} {METRIC_NAMES[members[0].metrics[name]]}" for name in order]
+    title = (
+        "Scores on test users after the last task. `popularity` ranks the classes by how often training has them, for "
+        "every user alike."
+    )
+    scores = [_row(group.label, group.final, "{:.4f}") for group in members]
+    yield title, measured, _popularity_rows(members, popularity) + scores
+    yield "Forward and backward transfer, percent.", order, _transfer_rows(members)
+    title = (
+        f"Final scores of {MAIN} minus those of the others, seed by seed. `*`: the 95% interval excludes 0; nothing is "
+        "corrected for the number of comparisons."
+    )
+    yield title, measured, _difference_rows(members)
+    title = "Seconds of training per epoch; without methods that are taught all tasks at once."
+    yield title, order, _time_rows(members)
+
+
+def _popularity_rows(members: Sequence[Group], popularity: Popularity) -> Rows:
+    seeds = sorted({seed for group in members for seed in group.seeds} & popularity.keys())
+    if not seeds:
+        return []
+    scores_SM = np.array([[popularity[seed].get(name, np.nan) for name in members[0].order] for seed in seeds])
+    return [_row("popularity", mean_interval(scores_SM), "{:.4f}")]
+
+
+def _transfer_rows(members: Sequence[Group]) -> Rows:
+    return [
+        _row(f"{group.label} {name}", interval, "{:+.2f}")
+        for group in members
+        for name, interval in (("FWT", group.forward), ("BWT", group.backward))
+        if np.isfinite(interval.mean).any()
+    ]
+
+
+def _difference_rows(members: Sequence[Group]) -> Rows:
+    finals = {group.label: dict(zip(group.seeds, group.scores_SMM[:, -1], strict=True)) for group in members}
+    own, rows = finals.pop(MAIN, {}), []
+    for label, other in finals.items():
+        seeds = sorted(own.keys() & other.keys())
+        if len(seeds) > 1:
+            pair = (np.array([final[seed] for seed in seeds]) for final in (own, other))
+            rows.append(_row(label, paired_difference(*pair), "{:+.4f}", marks=True))
+    return rows
+
+
+def _time_rows(members: Sequence[Group]) -> Rows:
+    rows = []
+    for group in members:
+        if not group.is_joint:
+            seconds_SM = [
+                [fmean(point.seconds for point in lesson.curve if point.epoch) for lesson in result.lessons]
+                for result in group.results
+            ]
+            rows.append(_row(group.label, mean_interval(np.array(seconds_SM)), "{:.2f}"))
+    return rows
+
+
+def _row(name: str, interval: Interval, form: str, marks: bool = False) -> list[str]:
+    """Name, seeds, and a value for each task: mean +- reach; with `marks`, a star where the interval excludes 0."""
+    values = []
+    for mean, low, high in zip(interval.mean, interval.low, interval.high, strict=True):
+        value = form.format(mean) if np.isfinite(mean) else "-"
+        if np.isfinite(high):
+            value += f" +- {form.replace('+', '').format(high - mean)}"
+        values.append(value + (" *" if marks and (low > 0 or high < 0) else ""))
+    return [name, str(interval.num_seeds), *values]
+
+
+def _table(heads: Sequence[str], rows: Rows) -> str:
     lines = [["method", "seeds", *heads], ["---", *["---:"] * (len(heads) + 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _value(interval: Interval, i: int, form: str) -> str:
-    mean, reach = interval.mean[i], interval.high[i] - interval.mean[i]
-    if not np.isfinite(mean):
-        return "-"
-    return form.format(mean) + (f" +- {form.replace('+', '').format(reach)}" if np.isfinite(reach) else "")

@@ -11,10 +11,8 @@ import torch.nn.functional as F
 
 from userrep.continual.method import Method
 from userrep.data.tasks import ItemSequences, Task
-from userrep.evaluation.ranking import class_ranks, mrr_at_k
+from userrep.evaluation.ranking import METRIC_CUTOFFS, class_ranks, mrr_at_k
 from userrep.losses.gather import all_gather_uneven, rank, world_size
-
-CUTOFFS = {"mrr_at_5": 5, "accuracy": 1}  # the last rank that counts
 
 
 class Scored(NamedTuple):
@@ -68,7 +66,7 @@ def score_task(
     method.train(was_training)
     num_higher_N, num_same_N, loss_N = all_gather_uneven(torch.cat(parts)).cpu().numpy().T
     counts = num_higher_N.astype(np.int64), num_same_N.astype(np.int64)
-    return Scored(mrr_at_k(*counts, CUTOFFS[task.metric]), float(loss_N.mean()))
+    return Scored(mrr_at_k(*counts, METRIC_CUTOFFS[task.metric]), float(loss_N.mean()))
 
 
 @torch.no_grad()
