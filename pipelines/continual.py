@@ -7,9 +7,10 @@ added later, and the report is over all of them. Every cell is a run in MLflow, 
 """
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipelines.console import Console
-from pipelines.continual_config import ContinualJobConfig
-from pipelines.continual_report import write_continual_report
+from pipelines.continual_config import ContinualJobConfig, default_order
+from pipelines.continual_report import outcome_metrics, write_continual_report
 from pipelines.continual_worker import FAILURE_NAME, teach_cells
 from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
@@ -34,7 +35,7 @@ from userrep.training.cells import Cell, CellResult, read_cell
 from userrep.training.fence import take_over
 from userrep.training.replay import living_job, send_run
 from userrep.training.run_record import RECORD_NAME, RunRecord
-from userrep.training.tracking import SPOOL_NAME, SpoolReader
+from userrep.training.tracking import SPOOL_NAME, MetricSpool, SpoolReader
 
 STAGE = CONTINUAL = "continual"  # the stage, and its directory
 CELLS, REPORT = "cells", "report"
@@ -93,6 +94,7 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
             scores = {task.name: popularity_score(task, tasks.sequences) for task in tasks.tasks}
             popularity = {result.cell.seed: scores for result in finished}  # all seeds have one split
             write_continual_report(finished, popularity, directory / REPORT)
+            spool_outcome(directory, outcome_metrics(finished, default_order(tasks)))
         _send(directory, uri, workdir, console)
     failed = [planned for planned in left if not planned.is_complete]
     if failed:
@@ -227,6 +229,20 @@ def _following(left: list[Planned], console: Console) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def spool_outcome(directory: Path, metrics: dict[str, float]) -> None:
+    """Spools what a report says, for the run of the experiment; reports that say something new are its steps.
+
+    Args:
+        directory: of the experiment.
+        metrics: from `outcome_metrics`; may be none.
+    """
+    points = SpoolReader(directory / SPOOL_NAME).read()
+    last = points[-1] if points else {"step": 0, "metrics": {}}
+    if metrics != last["metrics"]:
+        with closing(MetricSpool(directory / SPOOL_NAME)) as spool:
+            spool.write(last["step"] + 1, time.time_ns() // 1_000_000, metrics)
 
 
 def _send(directory: Path, uri: str, workdir: Path, console: Console) -> None:

@@ -53,7 +53,7 @@ class Group:
 
     @property
     def slug(self) -> str:
-        """The label as part of a name of a file."""
+        """The label as part of the name of a file or of a metric."""
         return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
 
     @property

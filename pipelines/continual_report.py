@@ -76,6 +76,29 @@ def format_groups(groups: Sequence[Group], popularity: Popularity) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def outcome_metrics(results: Sequence[CellResult], order: tuple[str, ...]) -> dict[str, float]:
+    """Means over seeds, for MLflow; what is not known is left out.
+
+    Args:
+        results: of finished cells of one data set.
+        order: names of tasks; cells of another order tell but what a task scores alone.
+
+    Returns:
+        `final/<task>/<method>`, and in percent `forward_transfer/<task>/<method>` and `backward_transfer/...`.
+
+    Raises:
+        ValueError: see `group_cells`.
+    """
+    metrics = {}
+    for group in (group for group in group_cells(results) if group.order == order):
+        kinds = {"final": group.final, "forward_transfer": group.forward, "backward_transfer": group.backward}
+        for kind, interval in kinds.items():
+            for task, mean in zip(order, interval.mean.tolist(), strict=True):
+                if np.isfinite(mean):
+                    metrics[f"{kind}/{task}/{group.slug}"] = mean
+    return metrics
+
+
 def _tables(
     order: tuple[str, ...], members: Sequence[Group], popularity: Popularity
 ) -> Iterator[tuple[str, Sequence[str], Rows]]:

@@ -1,5 +1,6 @@
 """The report of continual cells: every score in the matrix, numbers on the page, and its files."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,7 +11,7 @@ import pytest
 from scipy import stats
 
 from pipelines.continual_groups import group_cells
-from pipelines.continual_report import Popularity, format_groups, tasks_matrix, write_continual_report
+from pipelines.continual_report import Popularity, format_groups, outcome_metrics, tasks_matrix, write_continual_report
 from tests.support.cell_results import ORDER, result_of, results
 from userrep.training.cells import CellResult, EpochScore
 
@@ -144,3 +145,22 @@ def test_time_is_that_of_an_epoch_of_each_task() -> None:
     rows = table(page(cells), "Seconds of training per epoch")
     # Means of the seeds are 1.5 and 2.5, so half of the interval is 12.706 / 2; a seed counts once, however long.
     assert rows == [["method", "seeds", "T1", "T2"], ["conure", "2", "2.00 +- 6.35", "0.50 +- 0.00"]]
+
+
+def test_metrics_of_the_outcome_are_means_of_one_order() -> None:
+    reverse = result_of("teracon", [[0.9], [0.9, 0.8], [0.9, 0.8, 0.7]], order=ORDER[::-1])
+    variant = result_of("teracon", [[0.1], [0.1, 0.7], [0.1, 0.7, 0.3]], sampling="all", max_scale=1e-05)
+    metrics = outcome_metrics([*results(), reverse, variant], ORDER)
+    assert {name: value for name, value in metrics.items() if name.endswith("/teracon")} == pytest.approx(
+        {
+            **{"final/T1/teracon": 0.10, "final/T2/teracon": 0.30, "final/T3/teracon": 0.5},
+            **{"forward_transfer/T2/teracon": (50 + 25) / 2, "forward_transfer/T3/teracon": (-20 + 20) / 2},
+            **{"backward_transfer/T1/teracon": (20 - 20) / 2, "backward_transfer/T2/teracon": (-10 + 10) / 2},
+        },
+        abs=1e-9,
+    )
+    assert {name for name in metrics if name.endswith("/mtl")} == {f"final/{task}/mtl" for task in ORDER}
+    assert metrics["final/T2/teracon-max-scale-1e-05-sampling-all"] == 0.7
+    assert all(re.fullmatch(r"[\w.\- /]+", name) for name in metrics)  # what MLflow takes
+    assert len({name.split("/")[2] for name in metrics}) == 4
+    assert outcome_metrics([reverse], ORDER) == {}
