@@ -7,9 +7,10 @@ added later, and the report is over all of them. Every cell is a run in MLflow, 
 """
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +20,22 @@ import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipelines.console import Console
-from pipelines.continual_config import ContinualJobConfig
-from pipelines.continual_report import write_continual_report
+from pipelines.continual_config import ContinualJobConfig, default_order
+from pipelines.continual_report import outcome_metrics, write_continual_report
 from pipelines.continual_worker import FAILURE_NAME, teach_cells
 from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
 from userrep.config import ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
+from userrep.evaluation.task_baselines import popularity_score
 from userrep.manifest import IncompleteTableError
 from userrep.publishing.connection import RegistryError, check_uri
 from userrep.training.cells import Cell, CellResult, read_cell
 from userrep.training.fence import take_over
 from userrep.training.replay import living_job, send_run
 from userrep.training.run_record import RECORD_NAME, RunRecord
-from userrep.training.tracking import SPOOL_NAME, SpoolReader
+from userrep.training.tracking import SPOOL_NAME, MetricSpool, SpoolReader
 
 STAGE = CONTINUAL = "continual"  # the stage, and its directory
 CELLS, REPORT = "cells", "report"
@@ -90,7 +92,9 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
     finally:
         finished = [result for planned in _all_cells(directory) if (result := planned.result()) and result.is_complete]
         if finished:
-            write_continual_report(finished, directory / REPORT)
+            popularity = {seed: _popularity(config, seed) for seed in {result.cell.seed for result in finished}}
+            write_continual_report(finished, popularity, directory / REPORT)
+            spool_outcome(directory, outcome_metrics(finished, default_order(tasks)))
         _send(directory, uri, workdir, console)
     failed = [planned for planned in left if not planned.is_complete]
     if failed:
@@ -99,6 +103,12 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
             f"continual: {len(failed)} cells have failed ({names}); see {FAILURE_NAME} in {directory / CELLS}"
         )
     return directory / REPORT
+
+
+def _popularity(config: ContinualJobConfig, seed: int) -> dict[str, float]:
+    """By task, what the frequencies of its classes score; a user vector has no classes."""
+    tasks = config.build_tasks(seed)
+    return {task.name: popularity_score(task, tasks.sequences) for task in tasks.tasks if task.kind != "vector"}
 
 
 def experiment_directory(config: ContinualJobConfig, tasks: TaskSet, workdir: Path) -> Path:
@@ -225,6 +235,20 @@ def _following(left: list[Planned], console: Console) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def spool_outcome(directory: Path, metrics: dict[str, float]) -> None:
+    """Spools what a report says, for the run of the experiment; reports that say something new are its steps.
+
+    Args:
+        directory: of the experiment.
+        metrics: from `outcome_metrics`; may be none.
+    """
+    points = SpoolReader(directory / SPOOL_NAME).read()
+    last = points[-1] if points else {"step": 0, "metrics": {}}
+    if metrics != last["metrics"]:
+        with closing(MetricSpool(directory / SPOOL_NAME)) as spool:
+            spool.write(last["step"] + 1, time.time_ns() // 1_000_000, metrics)
 
 
 def _send(directory: Path, uri: str, workdir: Path, console: Console) -> None:

@@ -178,7 +178,6 @@ class ContinualJobConfig(Config):
         for order in self.orders:
             if unknown := set(order) - set(known):
                 raise ConfigError(f"order names {', '.join(sorted(unknown))}: the tasks are {', '.join(known)}")
-        default = tuple(name for name in known if name != NOISE)
         return [
             Cell.parse(
                 {
@@ -189,10 +188,15 @@ class ContinualJobConfig(Config):
                     "training": self.training,
                 }
             )
-            for order in self.orders or (default,)
+            for order in self.orders or (default_order(tasks),)
             for seed in self.seeds
             for method in self.methods
         ]
+
+
+def default_order(tasks: TaskSet) -> tuple[str, ...]:
+    """The order of the data set, without noise."""
+    return tuple(task.name for task in tasks.tasks if task.name != NOISE)
 
 
 def reverse(order: tuple[str, ...]) -> tuple[str, ...]:

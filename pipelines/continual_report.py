@@ -1,71 +1,35 @@
-"""What the cells of an experiment with continual tasks say together: a table, two pages of numbers, and figures.
-
-Cells are grouped by their order of tasks, and in it by method and options; a group's cells differ in the seed.
-
-Legend: `M` tasks of an order, `S` seeds.
-"""
+"""What the cells of an experiment with continual tasks say together: every score, a page of numbers, and figures."""
 
 import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from pipelines.continual_figures import draw_figures
+from pipelines.continual_groups import METRIC_NAMES, Group, arrows, by_order, group_cells
 from pipelines.report import FIGURE_STYLE
-from userrep.evaluation.transfer import Interval, backward_transfer, forward_transfer, mean_interval
+from userrep.evaluation.transfer import Interval, mean_interval, paired_difference
 from userrep.schema import TASKS_MATRIX
 from userrep.training.cells import CellResult
 
 MATRIX_NAME, TABLE_NAME, FIGURES = "tasks_matrix.parquet", "tasks.md", "figures"
-ALONE = "sinmo"  # the method whose scores forward transfer is over
-METRIC_NAMES = {"mrr_at_5": "MRR@5", "accuracy": "ACC"}
+MAIN = "teracon"  # with its defaults: the method that the others are compared with
+
+Popularity = Mapping[int, Mapping[str, float]]  # by seed, by name of the task
+Rows = list[list[str]]  # of a table: a method, its seeds, and a value for each task
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Cells that differ in the seed alone.
-
-    Attributes:
-        label: method and options.
-        order: names of tasks.
-        results: by ascending seed.
-        final: scores after the last task, (M,); so are the others.
-        backward: transfer in percent; NaN of a joint method, and for the last task.
-        forward: transfer in percent, of the seeds with which `sinmo` was run too; NaN where it was not, of `sinmo`
-            itself and of a joint method, and for the first task.
-    """
-
-    label: str
-    order: tuple[str, ...]
-    results: tuple[CellResult, ...]
-    final: Interval
-    backward: Interval
-    forward: Interval
-
-    @property
-    def scores_SMM(self) -> np.ndarray:
-        """R of each seed."""
-        return np.stack([result.scores_MM for result in self.results])
-
-    @property
-    def is_joint(self) -> bool:
-        """Whether all tasks were taught at once."""
-        return len(self.results[0].lessons) < len(self.order)
-
-
-def write_continual_report(results: Sequence[CellResult], directory: Path) -> None:
+def write_continual_report(results: Sequence[CellResult], popularity: Popularity, directory: Path) -> None:
     """Writes `tasks_matrix.parquet`, `tasks.md` and `figures/*.svg`; files of those names are replaced.
 
     Args:
         results: of finished cells of one data set.
+        popularity: what `popularity_score` gives for the tasks that cells of a seed were taught; may lack some.
         directory: is made.
 
     Raises:
@@ -76,9 +40,9 @@ def write_continual_report(results: Sequence[CellResult], directory: Path) -> No
     temporary = directory / f".{MATRIX_NAME}.{os.getpid()}.tmp"
     pq.write_table(tasks_matrix(results), temporary)
     os.replace(temporary, directory / MATRIX_NAME)
-    (directory / TABLE_NAME).write_text(format_groups(groups), encoding="ascii")
+    (directory / TABLE_NAME).write_text(format_groups(groups, popularity), encoding="ascii")
     with matplotlib.rc_context(FIGURE_STYLE):
-        for name, figure in _figures(groups):
+        for name, figure in draw_figures(groups):
             figure.savefig(directory / FIGURES / f"{name}.svg", metadata={"Date": None})
 
 
@@ -96,187 +60,117 @@ def tasks_matrix(results: Sequence[CellResult]) -> pa.Table:
     return pa.Table.from_pylist(rows, TASKS_MATRIX)
 
 
-def group_cells(results: Sequence[CellResult]) -> list[Group]:
-    """Groups by order and label, in the order in which they first appear.
-
-    Raises:
-        ValueError: no cell, a cell that is not finished, or two that differ in neither label, order nor seed.
-    """
-    if not results:
-        raise ValueError("there is no cell to report: run one first")
-    known: dict[tuple[tuple[str, ...], str], dict[int, CellResult]] = {}
-    for result in results:
-        cell = result.cell
-        name = f"cell {cell.label}, order {_arrows(cell.order)}, seed {cell.seed}"
-        if not result.is_complete:
-            raise ValueError(f"{name} has {len(result.lessons)} of its lessons: finish it, or leave it out")
-        seeds = known.setdefault((cell.order, cell.label), {})
-        if cell.seed in seeds:
-            raise ValueError(f"{name} is there twice: cells that differ in their training need reports of their own")
-        seeds[cell.seed] = result
-    orders = list(dict.fromkeys(order for order, _ in known))
-    alone = [result for result in results if result.cell.method == ALONE]
-    groups = []
-    for (order, label), by_seed in sorted(known.items(), key=lambda item: orders.index(item[0][0])):
-        ordered = tuple(by_seed[seed] for seed in sorted(by_seed))
-        groups.append(_group(label, order, ordered, alone))
-    return groups
-
-
-def _group(label: str, order: tuple[str, ...], results: tuple[CellResult, ...], alone: list[CellResult]) -> Group:
-    unknown_M = np.full(len(order), np.nan)
-    final = mean_interval(np.stack([result.scores_MM[-1] for result in results]))
-    backward, forward = [unknown_M], []
-    if len(results[0].lessons) == len(order):  # not joint
-        backward = [backward_transfer(result.scores_MM) for result in results]
-        if results[0].cell.method != ALONE:
-            single = [(result.scores_MM, single_scores(alone, order, result.cell.seed)) for result in results]
-            forward = [forward_transfer(R, single_M) for R, single_M in single if np.isfinite(single_M).any()]
-    transfers = (mean_interval(np.stack(values)) for values in (backward, forward or [unknown_M]))
-    return Group(label, order, results, final, *transfers)
-
-
-def single_scores(alone: Sequence[CellResult], order: tuple[str, ...], seed: int) -> np.ndarray:
-    """What each task scores when it is learned alone with this seed, (M,); NaN where that is not known.
-
-    A task that was run alone in this order is taken from there, others from any other order.
+def format_groups(groups: Sequence[Group], popularity: Popularity) -> str:
+    """Markdown: for every order of tasks a table of scores, transfer, differences and times, method by task.
 
     Args:
-        alone: cells of `sinmo`.
-        order: names of tasks.
-        seed: of the cells that count.
+        groups: as `group_cells` sorts them.
+        popularity: see `write_continual_report`.
     """
-    scores: dict[str, float] = {}
-    for result in sorted(alone, key=lambda result: result.cell.order == order):  # the last one counts
-        if result.cell.seed == seed:
-            scores |= result.lessons[-1].scores
-    return np.array([scores.get(name, np.nan) for name in order])
-
-
-def format_groups(groups: Sequence[Group]) -> str:
-    """Markdown: for every order the final scores, method by task, and the transfer between tasks."""
     parts = ["# Continual tasks", "Means over seeds; +- is half of the 95% interval (Student's t)."]
-    for order, members in _by_order(groups):
-        metrics = members[0].results[0].lessons[-1].metrics
-        heads = [f"{name} {METRIC_NAMES[metrics[name]]}" for name in order]
-        rows = [
-            [group.label, str(group.final.num_seeds), *(_value(group.final, i, "{:.4f}") for i in range(len(order)))]
-            for group in members
-        ]
-        parts += [f"## Order {_arrows(order)}", "Scores on test users after the last task.", _table(heads, rows)]
-        rows = [
-            [
-                f"{group.label} {name}",
-                str(interval.num_seeds),
-                *(_value(interval, i, "{:+.2f}") for i in range(len(order))),
-            ]
-            for group in members
-            for name, interval in (("FWT", group.forward), ("BWT", group.backward))
-            if np.isfinite(interval.mean).any()
-        ]
-        if rows:
-            parts += ["Forward and backward transfer, percent.", _table(list(order), rows)]
+    for order, members in by_order(groups):
+        parts.append(f"## Order {arrows(order)}")
+        for title, heads, rows in _tables(order, members, popularity):
+            if rows:
+                parts += [title, _table(heads, rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def _by_order(groups: Sequence[Group]) -> Iterator[tuple[tuple[str, ...], list[Group]]]:
-    for order, members in groupby(groups, key=lambda group: group.order):
-        yield order, list(members)
+def outcome_metrics(results: Sequence[CellResult], order: tuple[str, ...]) -> dict[str, float]:
+    """Means over seeds, for MLflow; what is not known is left out.
+
+    Args:
+        results: of finished cells of one data set.
+        order: names of tasks; cells of another order tell but what a task scores alone.
+
+    Returns:
+        `final/<task>/<method>`, and in percent `forward_transfer/<task>/<method>` and `backward_transfer/...`.
+
+    Raises:
+        ValueError: see `group_cells`.
+    """
+    metrics = {}
+    for group in (group for group in group_cells(results) if group.order == order):
+        kinds = {"final": group.final, "forward_transfer": group.forward, "backward_transfer": group.backward}
+        for kind, interval in kinds.items():
+            for task, mean in zip(order, interval.mean.tolist(), strict=True):
+                if np.isfinite(mean):
+                    metrics[f"{kind}/{task}/{group.slug}"] = mean
+    return metrics
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def _tables(
+    order: tuple[str, ...], members: Sequence[Group], popularity: Popularity
+) -> Iterator[tuple[str, Sequence[str], Rows]]:
+    """Title, heads of the tasks' columns, and rows of each table of an order."""
+    measured = [f"{name} {METRIC_NAMES[members[0].metrics[name]]}" for name in order]
+    title = (
+        "Scores on test users after the last task. `popularity` ranks the classes by how often training has them, for "
+        "every user alike."
+    )
+    scores = [_row(group.label, group.final, "{:.4f}") for group in members]
+    yield title, measured, _popularity_rows(members, popularity) + scores
+    yield "Forward and backward transfer, percent.", order, _transfer_rows(members)
+    title = (
+        f"Final scores of {MAIN} minus those of the others, seed by seed. `*`: the 95% interval excludes 0; nothing is "
+        "corrected for the number of comparisons."
+    )
+    yield title, measured, _difference_rows(members)
+    title = "Seconds of training per epoch; without methods that are taught all tasks at once."
+    yield title, order, _time_rows(members)
+
+
+def _popularity_rows(members: Sequence[Group], popularity: Popularity) -> Rows:
+    seeds = sorted({seed for group in members for seed in group.seeds} & popularity.keys())
+    if not seeds:
+        return []
+    scores_SM = np.array([[popularity[seed].get(name, np.nan) for name in members[0].order] for seed in seeds])
+    return [_row("popularity", mean_interval(scores_SM), "{:.4f}")]
+
+
+def _transfer_rows(members: Sequence[Group]) -> Rows:
+    return [
+        _row(f"{group.label} {name}", interval, "{:+.2f}")
+        for group in members
+        for name, interval in (("FWT", group.forward), ("BWT", group.backward))
+        if np.isfinite(interval.mean).any()
+    ]
+
+
+def _difference_rows(members: Sequence[Group]) -> Rows:
+    finals = {group.label: dict(zip(group.seeds, group.scores_SMM[:, -1], strict=True)) for group in members}
+    own, rows = finals.pop(MAIN, {}), []
+    for label, other in finals.items():
+        seeds = sorted(own.keys() & other.keys())
+        if len(seeds) > 1:
+            pair = (np.array([final[seed] for seed in seeds]) for final in (own, other))
+            rows.append(_row(label, paired_difference(*pair), "{:+.4f}", marks=True))
+    return rows
+
+
+def _time_rows(members: Sequence[Group]) -> Rows:
+    rows = []
+    for group in members:
+        if not group.is_joint:
+            seconds_SM = [
+                [fmean(point.seconds for point in lesson.curve if point.epoch) for lesson in result.lessons]
+                for result in group.results
+            ]
+            rows.append(_row(group.label, mean_interval(np.array(seconds_SM)), "{:.2f}"))
+    return rows
+
+
+def _row(name: str, interval: Interval, form: str, marks: bool = False) -> list[str]:
+    """Name, seeds, and a value for each task: mean +- reach; with `marks`, a star where the interval excludes 0."""
+    values = []
+    for mean, low, high in zip(interval.mean, interval.low, interval.high, strict=True):
+        value = form.format(mean) if np.isfinite(mean) else "-"
+        if np.isfinite(high):
+            value += f" +- {form.replace('+', '').format(high - mean)}"
+        values.append(value + (" *" if marks and (low > 0 or high < 0) else ""))
+    return [name, str(interval.num_seeds), *values]
+
+
+def _table(heads: Sequence[str], rows: Rows) -> str:
     lines = [["method", "seeds", *heads], ["---", *["---:"] * (len(heads) + 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _value(interval: Interval, i: int, form: str) -> str:
-    mean, reach = interval.mean[i], interval.high[i] - interval.mean[i]
-    if not np.isfinite(mean):
-        return "-"
-    return form.format(mean) + (f" +- {form.replace('+', '').format(reach)}" if np.isfinite(reach) else "")
-
-
-def _arrows(order: Sequence[str]) -> str:
-    return " > ".join(order)
-
-
-def _figures(groups: Sequence[Group]) -> Iterator[tuple[str, Figure]]:
-    """Names of files, and what is in them."""
-    for number, (order, members) in enumerate(_by_order(groups), 1):
-        for group in members:
-            name = f"order{number}-{re.sub(r'[^a-z0-9.]+', '-', group.label.lower()).strip('-')}"
-            yield f"scores-{name}", _scores_figure(group)
-            if similarities := [s for result in group.results if (s := result.lessons[-1].similarity) is not None]:
-                similarity_MM = np.mean(np.array(similarities), axis=0)
-                masks = _heat_map(group, similarity_MM, similarity_MM, "cosine of final masks", "{:.2f}")
-                yield f"masks-{name}", masks
-        if taught_in_order := [group for group in members if not group.is_joint]:
-            yield f"forgetting-order{number}", _forgetting_figure(order, taught_in_order)
-            yield f"adaptation-order{number}", _adaptation_figure(order, taught_in_order)
-
-
-def _scores_figure(group: Group) -> Figure:
-    """R, each column shaded by its share of the task's best score."""
-    mean_MM = group.scores_SMM.mean(axis=0)
-    best_M = np.nanmax(mean_MM, axis=0)
-    shade_MM = np.divide(mean_MM, best_M, out=np.zeros_like(mean_MM), where=best_M > 0)
-    return _heat_map(group, mean_MM, shade_MM, "R: score on a task (column) after training a task (row)", "{:.4f}")
-
-
-def _heat_map(group: Group, values_MM: np.ndarray, shade_MM: np.ndarray, title: str, form: str) -> Figure:
-    size = 1.6 + 0.7 * len(group.order)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(np.ma.masked_invalid(shade_MM), cmap="Blues", vmin=0, vmax=1.5)  # dark text stays legible
-    for row, column in np.argwhere(np.isfinite(values_MM)).tolist():
-        text = form.format(values_MM[row, column])
-        axes.text(column, row, text, ha="center", va="center", color="black", fontsize=8)
-    axes.set_xticks(range(len(group.order)), group.order)
-    axes.set_yticks(range(len(group.order)), group.order)
-    axes.grid(visible=False)
-    axes.set_title(f"{group.label}\n{title}", fontsize=8)
-    return figure
-
-
-def _forgetting_figure(order: tuple[str, ...], groups: list[Group]) -> Figure:
-    """Of every task the score from when it was learned to the end, means with 95% intervals over seeds."""
-    figure, panels = _panels(order)
-    for i, axes in enumerate(panels):
-        for color, group in enumerate(groups):
-            scores = mean_interval(group.scores_SMM[:, i:, i])
-            reach = np.nan_to_num(scores.high - scores.mean)
-            axes.errorbar(range(i, len(order)), scores.mean, reach, fmt="o-", color=f"C{color}", markersize=3)
-        axes.set_xticks(range(len(order)), order)
-        axes.set_xlabel("trained last")
-    return _name_lines(figure, panels, groups)
-
-
-def _adaptation_figure(order: tuple[str, ...], groups: list[Group]) -> Figure:
-    """Of every task the validation score per epoch, phases one after another; a line per seed."""
-    figure, panels = _panels(order)
-    for i, axes in enumerate(panels):
-        for color, group in enumerate(groups):
-            for result in group.results:
-                scores = [point.scores[order[i]] for point in result.lessons[i].curve]
-                axes.plot(scores, color=f"C{color}", linewidth=1, alpha=0.7)
-        axes.set_xlabel("epoch")
-    return _name_lines(figure, panels, groups)
-
-
-def _panels(order: tuple[str, ...]) -> tuple[Figure, list[Axes]]:
-    columns = min(3, len(order))
-    lines = -(-len(order) // columns)
-    figure = Figure(figsize=(3.2 * columns, 0.8 + 2.4 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
-    for axes in panels[len(order) :]:
-        axes.remove()
-    for name, axes in zip(order, panels, strict=False):
-        axes.set_title(name, fontsize=9)
-    return figure, panels[: len(order)]
-
-
-def _name_lines(figure: Figure, panels: list[Axes], groups: list[Group]) -> Figure:
-    panels[0].set_ylabel("score")
-    lines = [panels[0].plot([], [], color=f"C{color}")[0] for color in range(len(groups))]
-    figure.legend(lines, [group.label for group in groups], loc="outside lower center", ncols=4, fontsize=8)
-    return figure

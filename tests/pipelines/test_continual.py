@@ -14,10 +14,13 @@ from pipelines.continual_config import ContinualJobConfig, reverse
 from pipelines.continual_report import FIGURES, MATRIX_NAME, TABLE_NAME
 from pipelines.experiments.catalog import CONTINUAL_CONFIGS, load_continual_config
 from pipelines.mlflow_store import local_tracking_uri
+from tests.support.fake_mlflow import URI, FakeMlflow
 from userrep.config import ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.evaluation.transfer import backward_transfer
+from userrep.training import replay
 from userrep.training.cells import METHOD_FILE
+from userrep.training.run_record import RunRecord
 
 ORDER = ("T1", "T2", "T3", "T4", "T5", "T6")
 ISOLATING = ("piggyback", "peterrec", "conure", "sinmo")
@@ -82,6 +85,22 @@ def test_an_unknown_config_names_those_that_there_are() -> None:
         load("demo")
 
 
+def test_every_new_outcome_is_a_step_of_the_experiments_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeMlflow()
+    monkeypatch.setattr(replay, "connect", fake.connect)
+    RunRecord.start(tmp_path, "tasks", {"training": {}}, stage=stage.STAGE, status="FINISHED")
+    outcomes = [{}, {"final/T1/hat": 0.1}, {"final/T1/hat": 0.1}, {"final/T1/hat": 0.3, "final/T1/teracon": 0.2}]
+    num_sent = []
+    for outcome in (*outcomes, outcomes[-1]):
+        stage.spool_outcome(tmp_path, outcome)
+        num_sent.append(replay.send_run(tmp_path, URI, waits=True).num_values)
+    assert num_sent == [0, 1, 0, 2, 0]
+    (run,) = fake.runs
+    assert [(step, value) for step, value, _ in run.history("final/T1/hat")] == [(1, 0.1), (2, 0.3)]
+    assert [(step, value) for step, value, _ in run.history("final/T1/teracon")] == [(2, 0.2)]
+    assert run.status == "FINISHED"
+
+
 @pytest.fixture(scope="module")
 def finished(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[ContinualJobConfig, Path, Path]:
     """All methods, taught six tasks."""
@@ -114,7 +133,7 @@ def test_the_report_holds_every_method_and_task(finished: tuple[ContinualJobConf
     for name, rows in matrix.groupby("method"):
         assert len(rows) == (6 if name == "mtl" else 21), name
     table = (report / TABLE_NAME).read_text()
-    assert all(f"| {name} |" in table for name in METHODS)
+    assert all(f"| {name} |" in table for name in (*METHODS, "popularity"))
     names = {path.stem for path in (report / FIGURES).glob("*.svg")}
     masks = {f"masks-order1-{name}" for name in ("teracon", "hat")}
     assert names == {f"scores-order1-{name}" for name in METHODS} | masks | {"forgetting-order1", "adaptation-order1"}
@@ -135,7 +154,7 @@ def test_isolating_methods_forget_nothing(finished: tuple[ContinualJobConfig, Pa
 
 @ray_test
 def test_every_cell_is_a_run_below_that_of_the_experiment(finished: tuple[ContinualJobConfig, Path, Path]) -> None:
-    config, workdir, _ = finished
+    config, workdir, report = finished
     client = MlflowClient(local_tracking_uri(workdir))
     experiment = client.get_experiment_by_name(config.experiment)
     assert experiment is not None
@@ -144,6 +163,10 @@ def test_every_cell_is_a_run_below_that_of_the_experiment(finished: tuple[Contin
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == len(runs) - 1 == len(METHODS)
     assert {run.info.status for run in runs} == {"FINISHED"}
+    rows = pq.read_table(report / MATRIX_NAME).to_pylist()
+    final = {f"final/{row['task']}/{row['method']}": row["score"] for row in rows if row["j"] == len(ORDER) - 1}
+    assert {name: value for name, value in parent.data.metrics.items() if name.startswith("final/")} == final
+    assert {f"backward_transfer/T1/{name}" for name in METHODS if name != "mtl"} <= parent.data.metrics.keys()
     for run in children:
         history = client.get_metric_history(run.info.run_id, "test/T1/mrr_at_5")
         assert len(history) == (1 if run.data.params["method"] == "mtl" else 6)
@@ -173,12 +196,16 @@ def test_what_is_finished_is_not_run_again_and_what_is_not_goes_on(
     assert new.is_complete
     table, first = ((place / TABLE_NAME).read_text() for place in (again, report))
     assert "| teracon | 2 |" in table
-    assert [line for line in table.splitlines() if "teracon" not in line] == [
-        line for line in first.splitlines() if "teracon" not in line
-    ]
+    of_others, before_of_others = (
+        [line for line in page.splitlines() if "teracon" not in line and "popularity |" not in line]
+        for page in (table, first)
+    )
+    assert of_others == before_of_others
     client = MlflowClient(local_tracking_uri(tmp_path))
     experiment = client.get_experiment_by_name(config.experiment)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert len(runs) == 1 + len(METHODS) + 1
     assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [p.step for p in client.get_metric_history(parent.info.run_id, "final/T1/teracon")] == [1, 2]

@@ -1,60 +1,41 @@
-"""The report of continual cells: its numbers against a plain re-statement, and what it refuses."""
+"""The report of continual cells: every score in the matrix, numbers on the page, and its files."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
-from pipelines.continual_report import group_cells, single_scores, tasks_matrix, write_continual_report
-from userrep.training.cells import Cell, CellResult, EpochScore, Lesson
+from pipelines.continual_groups import group_cells
+from pipelines.continual_report import Popularity, format_groups, outcome_metrics, tasks_matrix, write_continual_report
+from tests.support.cell_results import ORDER, result_of, results
+from userrep.training.cells import CellResult, EpochScore
 
-ORDER = ("T1", "T2", "T3")
-METRICS = {"T1": "mrr_at_5", "T2": "mrr_at_5", "T3": "accuracy", "noise": "accuracy"}
-
-
-def result_of(
-    method: str, scores: list[list[float]], seed: int = 0, order: tuple[str, ...] = ORDER, **options: object
-) -> CellResult:
-    """A cell with rows of R; one row is a joint method's."""
-    lessons = []
-    for place, row in enumerate(scores):
-        taught = order if len(scores) == 1 else order[place : place + 1]
-        curve = [
-            EpochScore(
-                phase="train",
-                epoch=e,
-                scores=dict.fromkeys(taught, 0.1 * e),
-                losses=dict.fromkeys(taught, 2.0),
-                seconds=1,
-            )
-            for e in range(3)
-        ]
-        lessons.append(
-            Lesson.parse(
-                {
-                    "tasks": taught,
-                    "scores": dict(zip(order, row, strict=False)),
-                    "metrics": {name: METRICS[name] for name in order[: len(row)]},
-                    "curve": curve,
-                    "similarity": np.eye(len(row)).tolist() if method == "teracon" else None,
-                    "num_steps": 5 * (place + 1),
-                    "seconds": 2.0,
-                }
-            )
-        )
-    return CellResult(Cell(method=method, order=order, seed=seed, options=dict(options)), tuple(lessons))
+POPULARITY = {0: {"T1": 0.02, "T2": 0.05, "T3": 0.4}, 1: {"T1": 0.04, "T2": 0.05}, 7: {"T1": 0.9}}
 
 
-def results() -> list[CellResult]:
-    return [
-        result_of("sinmo", [[0.10], [0.10, 0.20], [0.10, 0.20, 0.5]], seed=0),
-        result_of("sinmo", [[0.12], [0.12, 0.24], [0.12, 0.24, 0.5]], seed=1),
-        result_of("teracon", [[0.10], [0.09, 0.30], [0.08, 0.33, 0.6]], seed=1),
-        result_of("teracon", [[0.10], [0.11, 0.30], [0.12, 0.27, 0.4]], seed=0),
-        result_of("mtl", [[0.11, 0.22, 0.55]], seed=0),
-    ]
+def page(cells: list[CellResult], popularity: Popularity | None = None) -> list[str]:
+    return format_groups(group_cells(cells), popularity or {}).splitlines()
+
+
+def table(lines: list[str], title: str) -> list[list[str]]:
+    """Cells of the first table below a line that starts so; none where there is no such line."""
+    starts = [number for number, line in enumerate(lines) if line.startswith(title)]
+    rows = []
+    for line in lines[starts[0] + 2 :] if starts else []:
+        if not line:
+            break
+        rows.append([value.strip() for value in line.strip("|").split("|")])
+    return rows[:1] + rows[2:]
+
+
+def finals(method: str, by_seed: list[list[float]], first_seed: int = 0) -> list[CellResult]:
+    """Cells of a joint method with these final scores."""
+    return [result_of(method, [scores], seed) for seed, scores in enumerate(by_seed, first_seed)]
 
 
 def test_the_matrix_has_a_row_for_every_score() -> None:
@@ -68,40 +49,9 @@ def test_the_matrix_has_a_row_for_every_score() -> None:
     assert {row["j"] for row in table.to_pylist() if row["method"] == "mtl"} == {2}
 
 
-def test_transfer_is_over_the_same_seed() -> None:
-    groups = {group.label: group for group in group_cells(results())}
-    teracon = groups["teracon"]
-    assert [result.cell.seed for result in teracon.results] == [0, 1]
-    # Student's t of one degree of freedom, at 97.5%: 12.706; of two values a, b the error is |a - b| / 2.
-    assert teracon.final.mean == pytest.approx([0.10, 0.30, 0.5])
-    assert teracon.final.high - teracon.final.mean == pytest.approx(12.706 * np.array([0.02, 0.03, 0.1]), rel=1e-4)
-    assert teracon.forward.mean[1:] == pytest.approx([(50 + 25) / 2, (-20 + 20) / 2])
-    assert teracon.backward.mean[:2] == pytest.approx([(20 - 20) / 2, (-10 + 10) / 2])
-    assert np.isnan([teracon.forward.mean[0], teracon.backward.mean[2]]).all()
-    assert np.isnan(groups["sinmo"].forward.mean).all()
-    assert groups["sinmo"].backward.mean[:2] == pytest.approx([0, 0])
-    assert np.isnan(groups["mtl"].backward.mean).all()
-    assert groups["mtl"].is_joint
-
-
-def test_without_single_models_there_is_no_forward_transfer() -> None:
-    [group] = group_cells([results()[2]])
-    assert np.isnan(group.forward.mean).all()
-    assert np.isfinite(group.backward.mean[:2]).all()
-
-
-def test_scores_of_tasks_alone_come_from_the_same_order_if_they_can() -> None:
-    other = result_of("sinmo", [[0.9], [0.9, 0.8], [0.9, 0.8, 0.7]], order=("T1", "noise", "T2"))
-    alone = [results()[0], other]
-    assert single_scores(alone, ("T1", "noise", "T2"), 0) == pytest.approx([0.9, 0.8, 0.7])
-    assert single_scores(alone, ("T1", "noise", "T3"), 0) == pytest.approx([0.9, 0.8, 0.5])
-    assert single_scores(alone, ORDER, 0) == pytest.approx([0.1, 0.2, 0.5])
-    assert np.isnan(single_scores(alone, ORDER, 7)).all()
-
-
 def test_the_page_and_the_figures(tmp_path: Path) -> None:
     cells = [*results(), result_of("teracon", [[0.1], [0.1, 0.7], [0.1, 0.7, 0.3]], order=ORDER[::-1], sampling="all")]
-    write_continual_report(cells, tmp_path)
+    write_continual_report(cells, POPULARITY, tmp_path)
     assert pq.read_table(tmp_path / "tasks_matrix.parquet").equals(tasks_matrix(cells))
     lines = (tmp_path / "tasks.md").read_text().splitlines()
     assert "| method | seeds | T1 MRR@5 | T2 MRR@5 | T3 ACC |" in lines
@@ -120,20 +70,97 @@ def test_the_page_and_the_figures(tmp_path: Path) -> None:
     assert b"0.3000" in drawn["scores-order1-teracon"]
     for svg in drawn.values():
         ElementTree.fromstring(svg)
-    write_continual_report(cells, tmp_path)  # equal input, equal bytes
+    write_continual_report(cells, POPULARITY, tmp_path)  # equal input, equal bytes
     assert drawn == {path.stem: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
 
 
 def test_an_experiment_of_a_joint_method_alone(tmp_path: Path) -> None:
-    write_continual_report([results()[-1]], tmp_path)
-    assert "transfer" not in (tmp_path / "tasks.md").read_text()
+    write_continual_report([results()[-1]], {}, tmp_path)
+    lines = (tmp_path / "tasks.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("|")] == [
+        "| method | seeds | T1 MRR@5 | T2 MRR@5 | T3 ACC |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| mtl | 1 | 0.1100 | 0.2200 | 0.5500 |",
+    ]
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["scores-order1-mtl.svg"]
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(ValueError, match="no cell"):
-        group_cells([])
-    with pytest.raises(ValueError, match=r"teracon, order T1 > T2 > T3, seed 0 has 2 of its lessons"):
-        group_cells([result_of("teracon", [[0.1], [0.1, 0.2]])])
-    with pytest.raises(ValueError, match="is there twice"):
-        group_cells([results()[0], results()[0]])
+def test_popularity_is_over_the_seeds_of_an_order() -> None:
+    other = result_of("hat", [[0.1], [0.1, 0.7]], order=("T2", "T1"))
+    lines = page([*results(), other], POPULARITY)
+    rows = [line for line in lines if line.startswith("| popularity")]
+    # Half of the interval of two values a, b is 12.706 |a - b| / 2; T3 is not known for both seeds.
+    assert rows == [
+        "| popularity | 2 | 0.0300 +- 0.1271 | 0.0500 +- 0.0000 | - |",
+        "| popularity | 1 | 0.0500 | 0.0200 |",
+    ]
+    assert not any(line.startswith("| popularity") for line in page(results(), {7: POPULARITY[7]}))
+
+
+def test_differences_are_of_the_same_seeds() -> None:
+    rng = np.random.default_rng(0)
+    own, other = rng.normal([0.5, 0.1, 0.3], 0.01, (4, 3)), rng.normal([0.4, 0.1, 0.4], 0.01, (4, 3))
+    cells = [
+        *finals("hat", other[[1, 2, 3]].tolist(), first_seed=1),  # what came first is not what others are compared with
+        *finals("teracon", own.tolist()),
+        *finals("conure", [[0.1, 0.2, 0.3]]),  # one seed tells nothing
+        *[result_of("teracon", [scores], seed, sampling="all") for seed, scores in enumerate(own.tolist())],
+    ]
+    head, hat, variant = table(page(cells), "Final scores of teracon minus")
+    assert head == ["method", "seeds", "T1 MRR@5", "T2 MRR@5", "T3 ACC"]
+    assert hat[:2] == ["hat", "3"]
+    assert variant == ["teracon(sampling=all)", "4", *["+0.0000 +- 0.0000"] * 3]
+    for task, value in enumerate(hat[2:]):
+        test = stats.ttest_rel(own[1:, task], other[1:, task])
+        low, high = test.confidence_interval(0.95)
+        mean, reach = value.removesuffix(" *").split(" +- ")
+        assert float(mean) == pytest.approx((low + high) / 2, abs=1e-4)
+        assert float(reach) == pytest.approx((high - low) / 2, abs=1e-4)
+        assert value.endswith(" *") == (test.pvalue < 0.05)
+    assert [value.endswith(" *") for value in hat[2:]] == [True, False, True]
+
+
+def test_there_are_no_differences_to_a_method_that_was_not_run() -> None:
+    variant = [result_of("teracon", [[0.1, 0.2, 0.3]], seed, sampling="all") for seed in range(2)]
+    for cells in (finals("hat", [[0.1, 0.2, 0.3]] * 2) + variant, finals("teracon", [[0.1, 0.2, 0.3]] * 2)):
+        assert table(page(cells), "Final scores of") == []
+
+
+def test_time_is_that_of_an_epoch_of_each_task() -> None:
+    def timed(seed: int, seconds: dict[str, list[float]]) -> CellResult:
+        """Of two phases; what stands at epoch 0 is no training."""
+        result = result_of("conure", [[0.1], [0.1, 0.2]], seed, ("T1", "T2"))
+        lessons = []
+        for lesson, times in zip(result.lessons, seconds.values(), strict=True):
+            points = [
+                EpochScore(phase=phase, epoch=epoch, scores=dict.fromkeys(lesson.tasks, 0.1), losses={}, seconds=time)
+                for phase in ("train", "retrain")
+                for epoch, time in enumerate([1e6, *times])
+            ]
+            lessons.append(lesson.model_copy(update={"curve": tuple(points)}))
+        return replace(result, lessons=tuple(lessons))
+
+    joint = result_of("mtl", [[0.1, 0.2]], order=("T1", "T2"))
+    cells = [timed(0, {"T1": [1, 2], "T2": [0.5]}), timed(1, {"T1": [2.5, 3, 2, 2.5], "T2": [0.25, 0.75]}), joint]
+    rows = table(page(cells), "Seconds of training per epoch")
+    # Means of the seeds are 1.5 and 2.5, so half of the interval is 12.706 / 2; a seed counts once, however long.
+    assert rows == [["method", "seeds", "T1", "T2"], ["conure", "2", "2.00 +- 6.35", "0.50 +- 0.00"]]
+
+
+def test_metrics_of_the_outcome_are_means_of_one_order() -> None:
+    reverse = result_of("teracon", [[0.9], [0.9, 0.8], [0.9, 0.8, 0.7]], order=ORDER[::-1])
+    variant = result_of("teracon", [[0.1], [0.1, 0.7], [0.1, 0.7, 0.3]], sampling="all", max_scale=1e-05)
+    metrics = outcome_metrics([*results(), reverse, variant], ORDER)
+    assert {name: value for name, value in metrics.items() if name.endswith("/teracon")} == pytest.approx(
+        {
+            **{"final/T1/teracon": 0.10, "final/T2/teracon": 0.30, "final/T3/teracon": 0.5},
+            **{"forward_transfer/T2/teracon": (50 + 25) / 2, "forward_transfer/T3/teracon": (-20 + 20) / 2},
+            **{"backward_transfer/T1/teracon": (20 - 20) / 2, "backward_transfer/T2/teracon": (-10 + 10) / 2},
+        },
+        abs=1e-9,
+    )
+    assert {name for name in metrics if name.endswith("/mtl")} == {f"final/{task}/mtl" for task in ORDER}
+    assert metrics["final/T2/teracon-max-scale-1e-05-sampling-all"] == 0.7
+    assert all(re.fullmatch(r"[\w.\- /]+", name) for name in metrics)  # what MLflow takes
+    assert len({name.split("/")[2] for name in metrics}) == 4
+    assert outcome_metrics([reverse], ORDER) == {}

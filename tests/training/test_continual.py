@@ -250,3 +250,20 @@ def test_a_loss_that_is_not_finite_says_where(tmp_path: Path) -> None:
 def test_the_evidence_is_plain_json() -> None:
     error = module._non_finite(tiny_cell(), "T2", "train", 2, 3, 40, {"train/loss": float("nan")})
     assert json.loads(json.dumps(error.evidence, allow_nan=False))["metrics"] == {"train/loss": "nan"}
+
+
+def _diverge_on_a_rank(_rank: int, root: str) -> str:
+    """The only step of an epoch makes parameters that give no finite logit."""
+    wild = tiny_cell().training.first.model_copy(update={"learning_rate": 1e30, "batch_size": 1000})
+    cell = tiny_cell("fineall", ORDER[2:])
+    training = cell.training.model_copy(update={"first": wild})
+    try:
+        run_tiny(cell.model_copy(update={"training": training}), Path(root))
+    except NonFiniteLossError as error:
+        return str(error)
+    return ""
+
+
+def test_a_cell_that_diverges_in_the_last_step_of_an_epoch_says_so_on_every_rank(tmp_path: Path) -> None:
+    expected = "logits of task T3 are not finite for validation users: lower its learning rate"
+    assert run_ranks(_diverge_on_a_rank, 2, str(tmp_path)) == [expected] * 2

@@ -35,9 +35,9 @@ class TeraconConfig(Config):
 
     retention_weight: float = Field(default=0.7, ge=0)  # alpha
     max_scale: float = Field(default=MAX_SCALE, gt=1)
-    # Of embeddings and relation maps. Embeddings start in [0, 2], so nearly all masks are open; to close one, Adam has to
-    # go a way of about 1, and goes at most one learning rate per step. With this one, rates on ml1m are those that the
-    # paper reports, .007 to .08. Differs: the code has the learning rate of the task, and tens of thousands of steps.
+    # Of embeddings and relation maps. Embeddings start in [0, 2], so nearly all masks are open; to close one, Adam has
+    # to go a way of about 1, and goes at most one learning rate per step. With this one, sampling rates on ml1m are
+    # those of the paper, .007 to .08. Differs: the code has the task's learning rate, and tens of thousands of steps.
     mask_learning_rate: float = Field(default=0.1, gt=0)
     # Users on which a past task is rehearsed: by relation (Eq. 15), as few as there can be, or all of them.
     sampling: Literal["relation", "minimum", "all"] = "relation"

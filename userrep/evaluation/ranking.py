@@ -10,6 +10,7 @@ a task, `C` its classes.
 import numpy as np
 
 CUTOFFS = (1, 10)
+METRIC_CUTOFFS = {"mrr_at_5": 5, "accuracy": 1}  # of a task's metric, the last rank that counts
 RANKED_AT_ONCE = 1 << 22  # logits that are compared at once: a few MiB beside the logits themselves
 
 

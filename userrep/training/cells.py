@@ -50,8 +50,8 @@ class ContinualConfig(Config):
     Source: Sein-Kim/TERACON@b48e074: batches of 32 for the first task and of 1,024 for later ones, learning rates 1e-3
     and 1e-4 (1e-3 for task 2 in the revised script), at most 10 epochs of task 1 and 100 of others, patience 5.
     Differs: sized for MovieLens 1M on a CPU. With 2,400 users to train on, batches of 1,024 would be three steps per
-    epoch, so later tasks have batches of 128; and 10 epochs of task 1 are few, so 100 there too. Of learning rates 3e-4,
-    1e-3 and 3e-3, the first task has the one with the lowest validation loss; of later tasks they make no difference.
+    epoch, so later tasks have batches of 128; and 10 epochs of task 1 are few, so 100 there too. The first task has the
+    learning rate with the lowest validation loss of 3e-4, 1e-3 and 3e-3; later tasks are much the same with all three.
     """
 
     backbone: BackboneConfig = NextItNetBackbone(dim=64, dilations=(1, 4, 1, 4))

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 from userrep.continual.method import Method
 from userrep.data.tasks import PAD, ItemSequences, Task
-from userrep.evaluation.ranking import class_ranks, mrr_at_k, retrieval_hits
+from userrep.evaluation.ranking import METRIC_CUTOFFS, class_ranks, mrr_at_k, retrieval_hits
 from userrep.losses.gather import all_gather_uneven, rank, world_size
+from userrep.training.state import NonFiniteLossError
 
-CUTOFFS = {"mrr_at_5": 5, "accuracy": 1}  # the last rank that counts
 MAX_POOL = 1000  # users among whom a half of a sequence is to be found
 
 
@@ -46,7 +46,7 @@ def score_task(
         batch_size: rows, and samples, whose logits exist at a time.
 
     Raises:
-        ValueError: a logit is not finite.
+        NonFiniteLossError: on every rank, where a logit is not finite on any.
     """
     samples = task.samples(split)
     if task.kind == "vector":
@@ -64,6 +64,9 @@ def score_task(
         stop = min(start + batch_size, mine[1])
         items_RL = torch.from_numpy(sequences.items[rows[start:stop]]).long().to(device)
         logits_RC = method.logits(items_RL, number)
+        if not logits_RC.isfinite().all():  # other ranks wait for this one, and are to end with it
+            parts.append(parts[0].new_full((1, 3), torch.nan))
+            break
         norm_R, logits_RC = logits_RC.logsumexp(dim=1).double().cpu().numpy(), logits_RC.cpu().numpy()
         row_N = np.repeat(np.arange(stop - start), np.diff(borders[start : stop + 1]))
         labels_N = task.labels[samples[borders[start] : borders[stop]]]
@@ -73,9 +76,13 @@ def score_task(
             ranks = class_ranks(logits_RC[row_N[chunk]], labels_N[chunk])
             parts.append(torch.from_numpy(np.stack([*ranks, norm_R[row_N[chunk]] - own_N], axis=1)).to(device))
     method.train(was_training)
-    num_higher_N, num_same_N, loss_N = all_gather_uneven(torch.cat(parts)).cpu().numpy().T
+    gathered_N3 = all_gather_uneven(torch.cat(parts))
+    if not gathered_N3.isfinite().all():
+        message = f"logits of task {task.name} are not finite for {split} users: lower its learning rate"
+        raise NonFiniteLossError(message, {"task": task.name, "split": split})
+    num_higher_N, num_same_N, loss_N = gathered_N3.cpu().numpy().T
     counts = num_higher_N.astype(np.int64), num_same_N.astype(np.int64)
-    return Scored(mrr_at_k(*counts, CUTOFFS[task.metric]), float(loss_N.mean()))
+    return Scored(mrr_at_k(*counts, METRIC_CUTOFFS[task.metric]), float(loss_N.mean()))
 
 
 def _recall(method: Method, number: int, items_UL: np.ndarray, batch_size: int) -> float:
