@@ -17,7 +17,7 @@ from userrep.evaluation.transfer import Interval, backward_transfer, forward_tra
 from userrep.training.cells import CellResult
 
 ALONE = "sinmo"  # the method whose scores forward transfer is over
-METRIC_NAMES = {"mrr_at_5": "MRR@5", "accuracy": "ACC"}  # for people
+METRIC_NAMES = {"mrr_at_5": "MRR@5", "accuracy": "ACC", "recall_at_10": "R@10"}  # for people
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from tests.support.tiny_cell import (
 from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
 from userrep.training import continual as module
+from userrep.training.backbones import open_backbone
 from userrep.training.cells import CellResult
 from userrep.training.continual import run_cell
 from userrep.training.continual_step import take_step
@@ -186,7 +187,9 @@ def test_small_tasks_are_given_steps_to_learn(tmp_path: Path) -> None:
 
 
 def test_epochs_of_a_joint_method_are_compared_by_losses_over_those_of_a_guess() -> None:
-    course = module._Course(tiny_cell("mtl", ORDER), tiny_tasks(), lambda point: None, "cpu")
+    cell, tasks = tiny_cell("mtl", ORDER), tiny_tasks()
+    backbones = open_backbone(cell.training.backbone, tasks.sequences, "cpu")
+    course = module._Course(cell, tasks, lambda point: None, "cpu", backbones)
     guess = {task.name: math.log(task.num_classes) for task in course.tasks}
     assert course._relative_loss(guess) == pytest.approx(1)
     for name in guess:
