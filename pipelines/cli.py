@@ -42,6 +42,7 @@ STAGE_HELP = {
     "ingest": "Read raw events into validated, self-contained shards.",
     "tokenize": "Turn item texts of the shards into token ids.",
     "pretrain": "Train the user encoder by contrasting users' views; resumes where it stopped.",
+    "teach": "Teach the encoder the config's tasks, one after another, without forgetting; resumes where it stopped.",
     "evaluate": "Measure retrieval on held-out users, against baselines.",
     "embed": "Encode every user into the embedding table.",
     "publish": "Register the table as a new version and move its alias.",
@@ -84,7 +85,8 @@ def run(
 
     if dry_run:
         _print(job.config.model_dump(mode="json"))
-        for stage, state in job.plan({name: stage.table for name, stage in main_job.STAGES.items()}).items():
+        tables = {name: stage.table for name, stage in main_job.stages_of(job.config).items()}
+        for stage, state in job.plan(tables).items():
             job.console.say(f"{stage}: {state}")
         return
     summary = main_job.run(job)
@@ -121,7 +123,7 @@ def continual(
     if not verbose:
         quiet_mlflow()
     console = Console(verbose)
-    report = stage.run(resolved, workdir.resolve(), console)
+    report = stage.run(resolved, workdir.resolve(), console).report
     sys.stdout.write((report / "tasks.md").read_text())
     console.say(f"report: {report}")
 

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from pipelines.continual_config import MethodChoice
 from userrep.config import Config, ConfigError
 from userrep.data.ingest import IngestConfig
+from userrep.data.shard_tasks import FIRST_TASK, Question, name_of
 from userrep.data.sources.catalog import SourceConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
+from userrep.training.cells import TaskTraining
 from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides
 
 
@@ -23,6 +26,25 @@ class EvaluateConfig(Config):
     num_idf_histories: int = Field(
         default=50_000, ge=1
     )  # training histories from which document frequencies are counted
+
+
+class TeachConfig(Config):
+    """Tasks that the encoder is taught after pretraining, in this order; none: it stays as pretrained."""
+
+    questions: tuple[Question, ...] = ()
+    # All users of a batch rehearse: item vectors are there already, so it is cheap, and few users keep a vector badly.
+    method: MethodChoice = MethodChoice(name="teracon", options={"sampling": "all"})
+    training: TaskTraining = TaskTraining(batch_size=128, learning_rate=1e-3, max_epochs=30)
+    max_items: int = Field(default=32, ge=2)  # most recent events that a task sees of a user, of all services
+    max_users: PositiveInt = 200_000  # whose events and labels are read; they are in memory
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _can_be_taught(self) -> Self:
+        names = [name_of(question) for question in self.questions]
+        if len({*names, FIRST_TASK}) <= len(names):
+            raise ValueError(f"questions {names} have a name twice, or {FIRST_TASK!r}: give one of them a `name`")
+        return self
 
 
 class EmbedConfig(Config):
@@ -48,6 +70,7 @@ class JobConfig(Config):
     tokenize: TokenizeConfig = TokenizeConfig()
     pretrain: PretrainConfig = PretrainConfig()
     workers: WorkersConfig = WorkersConfig()
+    teach: TeachConfig = TeachConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     embed: EmbedConfig = EmbedConfig()
     publish: PublishConfig = PublishConfig()

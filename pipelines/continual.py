@@ -68,8 +68,17 @@ class Planned:
         return result is not None and result.is_complete
 
 
-def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
-    """Runs the cells that are not finished, then writes the report over all that are. Returns its directory.
+@dataclass(frozen=True)
+class Experiment:
+    """What a command has run: its cells, their tasks as those with seed 0 have them, and where the report is."""
+
+    cells: list[Planned]
+    tasks: TaskSet
+    report: Path
+
+
+def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Experiment:
+    """Runs the cells that are not finished, then writes the report over all that are.
 
     Raises:
         ConfigError: the config does not fit the data or the cluster.
@@ -102,7 +111,7 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Path:
         raise RuntimeError(
             f"continual: {len(failed)} cells have failed ({names}); see {FAILURE_NAME} in {directory / CELLS}"
         )
-    return directory / REPORT
+    return Experiment(cells, tasks, directory / REPORT)
 
 
 def _popularity(config: ContinualJobConfig, seed: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""Stage `embed`: `encoder/` and `shards/` -> `embeddings/`, one vector per user."""
+"""Stage `embed`: `encoder/` or `taught/`, and `shards/` -> `embeddings/`: a vector of every user, and one per task."""
 
-from pipelines import evaluate, pretrain, tokenize
+from pipelines import evaluate, tokenize
 from pipelines.job import Draft, Job, code_version
+from pipelines.teach import encoder_table, task_scores
 from userrep.inference import embed_shards
 from userrep.publishing.table import finish_table
 
@@ -10,15 +11,15 @@ TABLE = "embeddings"
 
 def run(job: Job) -> None:
     """Runs the stage."""
-    config = job.config.embed
+    config, table = job.config.embed, encoder_table(job)
 
     def write(draft: Draft) -> None:
-        encoder, shards = job.manifest(pretrain.TABLE), job.manifest(tokenize.TABLE)
+        encoder, shards = job.manifest(table), job.manifest(tokenize.TABLE)
         quality = job.manifest(evaluate.TABLE).facts
         max_events = job.config.pretrain.views.max_events
         with job.console.progress("embed", "users") as advance:
             parts = embed_shards(
-                job.path(pretrain.TABLE), job.path(tokenize.TABLE), draft.directory, max_events, config.dtype, advance
+                job.path(table), job.path(tokenize.TABLE), draft.directory, max_events, config.dtype, advance
             )
         systems = [name for name, value in quality.items() if isinstance(value, dict)]
         finish_table(
@@ -36,11 +37,10 @@ def run(job: Job) -> None:
                     f"recall at {k}, {quality['pool']} test users": {s: quality[s][f"recall_at_{k}"] for s in systems}
                     for k in (1, 10)
                 },
+                **task_scores(job),
             },
             config=draft.config,
             inputs=draft.inputs,
         )
 
-    job.run_stage(
-        "embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, pretrain.TABLE, evaluate.TABLE), write
-    )
+    job.run_stage("embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, table, evaluate.TABLE), write)

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipelines import pretrain, tokenize
 from pipelines.job import Draft, Job
+from pipelines.teach import encoder_table
 from userrep.data.pool import Pool, load_pool
 from userrep.data.sources.oracle import History, oracle_scores
 from userrep.data.sources.synthetic import SyntheticSource
@@ -22,14 +23,16 @@ RESULTS = "retrieval.json"
 
 def run(job: Job) -> None:
     """Runs the stage."""
-    config = job.config.evaluate
+    config, encoder = job.config.evaluate, encoder_table(job)
 
     def write(draft: Draft) -> None:
         shards = job.path(tokenize.TABLE)
         facts = job.manifest(tokenize.TABLE).facts
         pool = load_pool(shards, facts["shards"], job.config.pretrain.views, "test", config.pool_size)
         hits: dict[str, dict[int, np.ndarray]] = {}
-        hits["encoder"] = _vector_hits(*encode_pool(load_encoder(job.path(pretrain.TABLE)), pool))
+        hits["encoder"] = _vector_hits(*encode_pool(load_encoder(job.path(encoder)), pool))
+        if encoder != pretrain.TABLE:
+            hits["pretrained"] = _vector_hits(*encode_pool(load_encoder(job.path(pretrain.TABLE)), pool))
         hits["random"] = retrieval_hits(random_scores(len(pool)))
         hits["popularity"] = retrieval_hits(popularity_scores(pool, shards, facts["shards"]))
         hits["tfidf"] = retrieval_hits(
@@ -55,7 +58,7 @@ def run(job: Job) -> None:
         "evaluate": config.model_dump(mode="json"),
         "pretrain": job.config.pretrain.model_dump(mode="json"),
     }
-    job.run_stage("evaluate", TABLE, resolved, (tokenize.TABLE, pretrain.TABLE), write)
+    job.run_stage("evaluate", TABLE, resolved, (tokenize.TABLE, encoder), write)
 
 
 def pool_description(job: Job) -> str:

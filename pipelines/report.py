@@ -25,7 +25,12 @@ from pipelines.mlflow_store import tracking_uri
 from userrep.manifest import IncompleteTableError
 
 REPORT_NAME = "report.html"
-LABELS = {"tfidf": "TF-IDF", "without_blocks": "encoder without blocks", "oracle": "oracle (upper bound)"}
+LABELS = {
+    "tfidf": "TF-IDF",
+    "pretrained": "encoder before the tasks",
+    "without_blocks": "encoder without blocks",
+    "oracle": "oracle (upper bound)",
+}
 UPPER_BOUNDS = ("oracle",)  # knows how the synthetic world was generated: a ceiling, not a competitor
 MAX_CURVE_POINTS = 1000  # of a line in a figure; keeps the page small
 BUSY_LOAD = 2.0  # load average per core above which timings are marked; assumption: the job alone makes about 1.3
@@ -64,7 +69,7 @@ def write_report(job: Job, summary: dict[str, Any]) -> None:
 
 
 def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
-    sections = {name: summary.get(name) or {} for name in ("pretrain", "data", "table", "pull", "environment")}
+    sections = {name: summary.get(name) or {} for name in ("pretrain", "tasks", "data", "table", "pull", "environment")}
     encoder, environment = sections["pretrain"], sections["environment"]
     systems = {"encoder": encoder} | summary.get("baselines", {}) if "recall_at_10" in encoder else {}
     try:

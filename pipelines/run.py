@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipelines import embed, evaluate, ingest, pretrain, publish, tokenize
+from pipelines import embed, evaluate, ingest, pretrain, publish, teach, tokenize
+from pipelines.config import JobConfig
 from pipelines.job import Job
 from pipelines.report import write_report
 from pipelines.session import PeakMemory, ray_session
 from pipelines.summary import summarize
+from userrep.config import ConfigError
 from userrep.manifest import write_json
 
 
@@ -24,14 +26,26 @@ STAGES = {
     "ingest": Stage(ingest.run, ingest.TABLE),
     "tokenize": Stage(tokenize.run, tokenize.TABLE),
     "pretrain": Stage(pretrain.run, pretrain.TABLE),
+    "teach": Stage(teach.run, teach.TABLE),
     "evaluate": Stage(evaluate.run, evaluate.TABLE),
     "embed": Stage(embed.run, embed.TABLE),
     "publish": Stage(publish.run, publish.TABLE),
 }
 
 
+def stages_of(config: JobConfig) -> dict[str, Stage]:
+    """The stages of a job: `teach` where it has tasks."""
+    return {name: stage for name, stage in STAGES.items() if name != "teach" or config.teach.questions}
+
+
 def run_stage(job: Job, stage: str) -> None:
-    """Runs one stage; its inputs must be there."""
+    """Runs one stage; its inputs must be there.
+
+    Raises:
+        ConfigError: the job has no tasks to teach.
+    """
+    if stage not in stages_of(job.config):
+        raise ConfigError("teach.questions is empty: name at least one label or service that is to be taught")
     job.workdir.mkdir(parents=True, exist_ok=True)
     with ray_session(job.console.is_verbose):
         STAGES[stage].run(job)
@@ -43,7 +57,7 @@ def run(job: Job) -> dict[str, object]:
     write_json(job.workdir / "config.json", job.config.model_dump(mode="json"))
     started = time.perf_counter()
     with PeakMemory() as memory, ray_session(job.console.is_verbose):
-        for stage in STAGES.values():
+        for stage in stages_of(job.config).values():
             stage.run(job)
         pull_started = time.perf_counter()
         pulled = publish.run_pull(job)

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines import embed, evaluate, ingest, pretrain, publish, tokenize
 from pipelines.job import Job
 from pipelines.session import PeakMemory
+from pipelines.teach import task_facts
 
 PACKAGES = ("ray", "torch", "mlflow", "pyarrow", "transformers", "tokenizers", "numpy")
 
@@ -38,6 +39,7 @@ def summarize(job: Job, pulled: dict[str, object], memory: PeakMemory, seconds: 
         },
         "pretrain": _pretrain(job) | {"pool": results["pool"], "views": results["views"]} | results["encoder"],
         "baselines": baselines,
+        "tasks": task_facts(job),
         "table": {
             "name": published["name"],
             "version": published["version"],

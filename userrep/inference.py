@@ -13,15 +13,21 @@ import torch
 import torch.nn.functional as F
 from ray.data import ActorPoolStrategy
 
+from userrep.continual.catalog import build_method
+from userrep.continual.network import TaskSpec
 from userrep.data.assemble import users_file
+from userrep.data.task_builder import left_padded, places_from_end
 from userrep.data.tokenizer import check_digest
 from userrep.data.views import RowGroup, all_histories, read_row_group
 from userrep.manifest import FileEntry, read_manifest
-from userrep.models.clue import Clue
+from userrep.models.clue import Clue, ClueConfig
+from userrep.models.clue_backbone import ClueBackbone
 from userrep.publishing.table import write_part
-from userrep.schema import user_embeddings
+from userrep.schema import task_column, user_embeddings
+from userrep.training.cells import METHOD_FILE
 from userrep.training.checkpoint import load_encoder
-from userrep.training.encoding import encode
+from userrep.training.continual import restore_method
+from userrep.training.encoding import encode, encode_items
 
 
 @torch.no_grad()
@@ -33,20 +39,79 @@ def encode_users(model: Clue, group: RowGroup, max_events: int) -> np.ndarray:
     return F.normalize(user_ND, dim=-1).numpy()
 
 
-def embedding_rows(group: RowGroup, vectors: np.ndarray, dtype: str) -> pa.Table:
-    """Rows of `schema.user_embeddings` for the users of a row group."""
-    schema = user_embeddings(vectors.shape[1], dtype)
-    flat = pa.array(vectors.astype(np.dtype(dtype)).ravel())
+class TaskVectors:
+    """User vectors as the tasks of a taught encoder see them.
+
+    Attributes:
+        tasks: names of the tasks that have vectors of their own, all but the universal one.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Args: directory is a committed table of the stage `teach`."""
+        manifest = read_manifest(directory)
+        specs = [TaskSpec(task["name"], task["kind"], task["num_classes"]) for task in manifest.facts["tasks"]]
+        config, choice = ClueConfig.parse(manifest.config["model"]), manifest.config["teach"]["method"]
+        self._backbones: list[ClueBackbone] = []
+        self._method = build_method(choice["name"], choice["options"], lambda: self._new_backbone(config))
+        restore_method(self._method, specs, directory / METHOD_FILE)
+        self._method.eval()
+        self._max_items = manifest.config["teach"]["max_items"]
+        self.tasks = tuple(spec.name for spec in specs[1:])
+
+    @torch.no_grad()
+    def encode(self, model: Clue, group: RowGroup) -> dict[str, np.ndarray]:
+        """By task one vector per user, float32 (N, D), L2 norm 1."""
+        item_UD = encode_items(model, group.tokens, group.token_offsets)
+        for backbone in self._backbones:
+            backbone.item_VD = torch.cat([torch.zeros_like(item_UD[:1]), item_UD])
+        items_NL = torch.from_numpy(recent_items(group, self._max_items)).long()
+        return {
+            name: F.normalize(self._method.vectors(items_NL, number), dim=-1).numpy()
+            for number, name in enumerate(self.tasks, 1)
+        }
+
+    def _new_backbone(self, config: ClueConfig) -> ClueBackbone:
+        """One whose item table is that of the row group at hand."""
+        self._backbones.append(ClueBackbone(config, torch.zeros(1, config.dim)))
+        return self._backbones[-1]
+
+
+def recent_items(group: RowGroup, max_items: int) -> np.ndarray:
+    """The most recent items of every user in all services, left-padded: 1 + reference, int32 (N, max_items).
+
+    As in `data/shard_tasks.py`: oldest first, by time, events of unknown time before all others, then by service.
+    """
+    counts_H = np.diff(group.history_offsets)
+    users_E = np.repeat(np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets)), counts_H)
+    times_E = group.times.fill_null(-1).to_numpy()
+    order = np.lexsort([np.arange(len(users_E)), np.repeat(group.services, counts_H), times_E, users_E])
+    order = order[places_from_end(users_E[order]) < max_items]
+    return left_padded(users_E[order], group.items[order] + 1, len(group.keys), max_items)
+
+
+def embedding_rows(group: RowGroup, vectors: np.ndarray, dtype: str, task_vectors: dict[str, np.ndarray]) -> pa.Table:
+    """Rows of `schema.user_embeddings` for the users of a row group.
+
+    Args:
+        group: the users.
+        vectors: of each user, (N, D).
+        dtype: of the table.
+        task_vectors: by task, (N, D) each.
+    """
     event_starts = group.history_offsets[group.user_offsets]
-    return pa.table(
-        [
-            group.user_ids,
-            pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-            pa.array(np.diff(event_starts).astype(np.int32)),
-            _last_times(group),
-        ],
-        schema=schema,
-    )
+    columns = {
+        "user_id": group.user_ids,
+        "embedding": _vector_column(vectors, dtype),
+        "num_events": pa.array(np.diff(event_starts).astype(np.int32)),
+        "last_time": _last_times(group),
+        **{task_column(name): _vector_column(values, dtype) for name, values in task_vectors.items()},
+    }
+    schema = user_embeddings(vectors.shape[1], dtype, tuple(task_vectors))
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _vector_column(vectors: np.ndarray, dtype: str) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.dtype(dtype)).ravel()), vectors.shape[1])
 
 
 class ShardEncoder:
@@ -55,18 +120,27 @@ class ShardEncoder:
     def __init__(self, encoder: str, shards: str, target: str, max_events: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._model = load_encoder(Path(encoder))
+        self._task_vectors = TaskVectors(Path(encoder)) if is_taught(Path(encoder)) else None
         self._shards, self._target = Path(shards), Path(target)
         self._max_events, self._dtype = max_events, dtype
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Encodes all users of a shard; memory is bounded by the shard's vectors plus one row group."""
         shard = int(row["id"])
-        parts = [user_embeddings(self._model.config.dim, self._dtype).empty_table()]
+        tasks = self._task_vectors.tasks if self._task_vectors else ()
+        parts = [user_embeddings(self._model.config.dim, self._dtype, tasks).empty_table()]
         for number in range(pq.ParquetFile(self._shards / users_file(shard)).num_row_groups):
             group = read_row_group(self._shards, shard, number)
-            parts.append(embedding_rows(group, encode_users(self._model, group, self._max_events), self._dtype))
+            vectors = encode_users(self._model, group, self._max_events)
+            task_vectors = self._task_vectors.encode(self._model, group) if self._task_vectors else {}
+            parts.append(embedding_rows(group, vectors, self._dtype, task_vectors))
         entry = write_part(self._target, shard, pa.concat_tables(parts))
         return {"shard": shard, "entry": json.dumps(entry.model_dump(mode="json"))}
+
+
+def is_taught(encoder: Path) -> bool:
+    """Whether a committed table of an encoder holds tasks."""
+    return "tasks" in read_manifest(encoder).facts
 
 
 def embed_shards(

@@ -1,11 +1,13 @@
 """Runs on the embedded synthetic world."""
 
-from pipelines.config import EvaluateConfig, JobConfig
+from pipelines.config import EvaluateConfig, JobConfig, TeachConfig
 from userrep.data.augment import AugmentConfig
 from userrep.data.ingest import IngestConfig
+from userrep.data.shard_tasks import ItemQuestion, LabelQuestion
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
 from userrep.models.clue import ClueConfig
+from userrep.training.cells import TaskTraining
 from userrep.training.optim import OptimConfig
 from userrep.training.settings import PretrainConfig
 
@@ -22,6 +24,14 @@ def demo() -> JobConfig:
             augment=AugmentConfig(cut="random", min_keep=0.3, max_events=16),
             optim=OptimConfig(learning_rate=1e-3, bag_steps=150),
             num_steps=500,
+        ),
+        teach=TeachConfig(
+            questions=(
+                ItemQuestion(service="shop"),
+                LabelQuestion(label="gender"),
+                LabelQuestion(label="age_band"),
+            ),
+            max_users=6000,
         ),
         evaluate=EvaluateConfig(bag_of_tokens_steps=800, bag_of_tokens_dim=64),
     )
@@ -45,6 +55,11 @@ def smoke() -> JobConfig:
             num_steps=20,
             validate_every=10,
             pool_size=100,
+        ),
+        teach=TeachConfig(
+            questions=(ItemQuestion(service="shop", max_targets=1), LabelQuestion(label="gender")),
+            training=TaskTraining(batch_size=128, learning_rate=1e-3, max_epochs=2),
+            max_items=12,
         ),
         evaluate=EvaluateConfig(pool_size=100, bag_of_tokens_steps=20, bag_of_tokens_dim=16),
     )

@@ -177,7 +177,7 @@ def test_mlflow_away_at_the_end_costs_nothing(
     cells = planned(config, tmp_path)
     mlflow.faults.extend("none" for _ in range(num_answers))
     mlflow.faults.append(fault)
-    report = stage.run(config, tmp_path, console)
+    report = stage.run(config, tmp_path, console).report
     assert set(pq.read_table(report / MATRIX_NAME).to_pandas()["method"]) == {"fineall", "sinmo"}
     assert f"`userrep sync-tracking --workdir {tmp_path}` sends the rest" in console.said[-1]
     assert len(mlflow.runs) == num_known

@@ -124,7 +124,9 @@ class Teracon(Method):
         with torch.no_grad():
             taught_masks_KD = self.teacher.masks(past, self._teacher_scale(scale))
             taught_BC = self.teacher.network.logits(items_BL, past, gate(taught_masks_KD))
-        return F.mse_loss(self.network.logits(items_BL, past, gate(self.masks(past, scale))), taught_BC)
+        error = F.mse_loss(self.network.logits(items_BL, past, gate(self.masks(past, scale))), taught_BC)
+        # Logits are in nats; a vector has no unit, so its error is relative to its size.
+        return error / taught_BC.square().mean() if self.network.tasks[past].kind == "vector" else error
 
     def _sample(self, size: int) -> list[torch.Tensor]:
         """Rows of the batch on which each past task is rehearsed, each drawn on its own.

@@ -112,11 +112,8 @@ class TaskBuilder:
 
     def _sequences(self, has_row: np.ndarray, rows: np.ndarray, items: np.ndarray, max_items: int) -> ItemSequences:
         used, numbers = np.unique(items, return_inverse=True)
-        places = places_from_end(rows)
-        table = np.full((int(has_row.sum()), max_items), PAD, dtype=np.int32)
-        table[rows, max_items - 1 - places] = numbers + 1
         return ItemSequences(
-            items=table,
+            items=left_padded(rows, numbers + 1, int(has_row.sum()), max_items),
             user_ids=self.log.user_ids.filter(pa.array(has_row)),
             item_ids=("", *self.log.item_ids.take(pa.array(used)).to_pylist()),
             texts=("", *self.log.item_texts.take(pa.array(used)).to_pylist()),
@@ -175,6 +172,20 @@ class TaskBuilder:
     def task_set(self, tasks: list[Task]) -> TaskSet:
         """The tasks with all counts."""
         return TaskSet(self.sequences, tuple(tasks), self.facts)
+
+
+def left_padded(rows: np.ndarray, items: np.ndarray, num_rows: int, max_items: int) -> np.ndarray:
+    """Table of item numbers, int32 (num_rows, max_items), 0 on the left of each row's items.
+
+    Args:
+        rows: row of each item, ascending, (N,).
+        items: item numbers from 1, in the order in which they stand in their row; at most `max_items` of a row.
+        num_rows: of the table.
+        max_items: its columns.
+    """
+    table = np.full((num_rows, max_items), PAD, dtype=np.int32)
+    table[rows, max_items - 1 - places_from_end(rows)] = items
+    return table
 
 
 def places_from_end(rows: np.ndarray) -> np.ndarray:

@@ -149,10 +149,8 @@ class _Course:
         """Makes the method what it was after these lessons."""
         if not lessons:
             return
-        for number in range(num_taught(lessons)):  # makes room for what is loaded
-            self._begin(number)
-            self.method.end_task()
-        load_model(lesson_directory(directory, num_taught(lessons) - 1) / METHOD_FILE, self.method)
+        tasks = [_spec_of(task) for task in self.tasks[: num_taught(lessons)]]
+        restore_method(self.method, tasks, lesson_directory(directory, len(tasks) - 1) / METHOD_FILE)
         self.num_steps = lessons[-1].num_steps
 
     def teach(self, numbers: range) -> Lesson:
@@ -181,8 +179,7 @@ class _Course:
 
     def _begin(self, number: int) -> None:
         self._seed(_Draw.TASK, number)
-        task = self.tasks[number]
-        self.method.begin_task(TaskSpec(task.name, task.kind, task.num_classes))
+        self.method.begin_task(_spec_of(self.tasks[number]))
 
     def _train_phase(self, numbers: range, phase: int) -> list[EpochScore]:
         """Trains until the validation loss has not fallen for some time, and takes back what came after the best."""
@@ -268,6 +265,24 @@ class _Course:
 
     def _seed(self, draw: _Draw, *place: int) -> None:
         torch.manual_seed(_mix(self.cell.seed, draw, *place))
+
+
+def restore_method(method: Method, tasks: Sequence[TaskSpec], path: Path) -> None:
+    """Makes a new method what it was after tasks.
+
+    Args:
+        method: that knows no task.
+        tasks: that it was taught.
+        path: its state then.
+    """
+    for task in tasks:  # makes room for what is loaded
+        method.begin_task(task)
+        method.end_task()
+    load_model(path, method)
+
+
+def _spec_of(task: Task) -> TaskSpec:
+    return TaskSpec(task.name, task.kind, task.num_classes)
 
 
 def _check_first_task(method: Method, cell: Cell, first: Task, backbones: BackboneSource) -> None:
