@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.publishing.conftest import FACTS, build_table, unit_rows
 from userrep.manifest import FileEntry, IncompleteTableError, Manifest, describe_file, read_manifest
 from userrep.publishing import table as table_module
+from userrep.publishing.card import render_card
 from userrep.publishing.rows import EmbeddingTableError, checked_rows
 from userrep.publishing.table import finish_table, lookup, read_table, write_part
 from userrep.publishing.verify import content_sha256, schema_of, verify_table
@@ -339,3 +340,26 @@ def test_facts_are_of_the_tasks_of_the_table(tmp_path):
             finish(tmp_path, [entry], ("gender",), **{key: {"age": {}}})
     with pytest.raises(EmbeddingTableError, match="must not hold tasks"):
         finish(tmp_path, [entry], ("gender",), **{"tasks": ["gender"]})
+
+
+def test_the_card_lists_the_columns_and_how_to_read_one(tmp_path):
+    build_table(
+        tmp_path / "t",
+        tasks=TASKS,
+        name="shoppers",
+        task_kinds={"gender": "label"},
+        task_scores={"gender": {"accuracy": 0.8125}},
+    )
+    card = (tmp_path / "t" / "card.md").read_text()
+    assert "One vector per user and column" in card
+    assert "| `embedding_gender` | label | accuracy 0.8125 |\n| `embedding_T2-age_group` | - | - |" in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    compile(code, "recipe", "exec")
+    assert 'table.dataset().to_table(columns=["user_id", "embedding_gender"])' in code
+    assert card.isascii()
+
+
+def test_a_card_without_tasks_does_not_speak_of_columns(table_dir):
+    card = (table_dir / "card.md").read_text()
+    assert "column" not in card
+    assert card == render_card(read_manifest(table_dir).facts)
