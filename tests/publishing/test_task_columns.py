@@ -15,6 +15,8 @@ from tests.publishing.conftest import FACTS, build_table, unit_rows
 from userrep.manifest import FileEntry, IncompleteTableError, Manifest, describe_file, read_manifest
 from userrep.publishing import table as table_module
 from userrep.publishing.card import render_card
+from userrep.publishing.client import pull
+from userrep.publishing.registry import publish
 from userrep.publishing.rows import EmbeddingTableError, checked_rows
 from userrep.publishing.table import finish_table, lookup, read_table, write_part
 from userrep.publishing.verify import content_sha256, schema_of, verify_table
@@ -363,3 +365,15 @@ def test_a_card_without_tasks_does_not_speak_of_columns(table_dir):
     card = (table_dir / "card.md").read_text()
     assert "column" not in card
     assert card == render_card(read_manifest(table_dir).facts)
+
+
+def test_a_published_table_says_its_tasks_and_is_pulled_with_its_columns(
+    tmp_path, table_dir, name, sqlite_uri, fresh_client
+):
+    rows = build_table(tmp_path / "wide", tasks=TASKS)
+    for directory in (table_dir, tmp_path / "wide"):
+        publish(directory, name, "champion", tracking_uri=sqlite_uri, experiment="tables")
+    assert fresh_client.get_model_version(name, "2").tags["tasks"] == "gender,T2-age_group"
+    assert "tasks" not in fresh_client.get_model_version(name, "1").tags
+    pulled = pull(f"{name}@champion", tmp_path / "copy", tracking_uri=sqlite_uri)
+    assert pulled.dataset().to_table().sort_by("user_id").equals(rows)
