@@ -1,8 +1,13 @@
 """Arrow schemas of every table that passes between stages. A column's meaning is its field metadata `doc`."""
 
+import re
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+TASK_COLUMN_PREFIX = "embedding_"
+TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a task with a column; needs no escape in Markdown or a list with commas
 
 
 def _field(name: str, type_: pa.DataType, doc: str, nullable: bool = False) -> pa.Field:
@@ -111,23 +116,47 @@ TASKS_MATRIX = pa.schema(
 )
 
 
-def user_embeddings(embedding_dim: int, dtype: str) -> pa.Schema:
+def task_column(task: str) -> str:
+    """Name of the column that holds the users' vectors for a task.
+
+    Raises:
+        ValueError: the task's name cannot be part of a column's name.
+    """
+    if not TASK_NAME.fullmatch(task):
+        raise ValueError(f"task name {task!r}: a column takes letters (A-Z, a-z), digits, _ and -; rename the task")
+    return TASK_COLUMN_PREFIX + task
+
+
+def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -> pa.Schema:
     """Schema of a published user embedding table.
 
+    The columns of tasks are the last ones, so that those before them are the same in every table.
+
     Args:
-        embedding_dim: width of the vectors, > 0.
-        dtype: `float32` or `float16`.
+        embedding_dim: width of the vectors, > 0; the same in all columns.
+        dtype: `float32` or `float16`; the same in all columns.
+        tasks: names of the tasks that have a column, in the order of the columns; each once.
+
+    Raises:
+        ValueError: an argument that is not as said here.
     """
     value_type = {"float32": pa.float32(), "float16": pa.float16()}.get(dtype)
     if value_type is None or embedding_dim <= 0:
         raise ValueError(
             f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0"
         )
+    if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
+        raise ValueError(f"tasks {tasks!r}: give a list of names, each of them once")
+    vector = pa.list_(value_type, embedding_dim)
     return pa.schema(
         [
             _field("user_id", pa.string(), "id, as in events"),
-            _field("embedding", pa.list_(value_type, embedding_dim), "user vector, L2 norm 1"),
+            _field("embedding", vector, "user vector, L2 norm 1"),
             _field("num_events", pa.int32(), "events that the vector was computed from"),
             _field("last_time", pa.int64(), "unix seconds of the latest event; null where unknown", nullable=True),
+            *(
+                _field(task_column(task), vector, f"user vector under the mask of task {task}, L2 norm 1")
+                for task in tasks
+            ),
         ]
     )

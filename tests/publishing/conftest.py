@@ -1,7 +1,7 @@
 """Small tables, one sqlite registry per session (its tables take a second to create), one MLflow server per session."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,33 +23,42 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy is deprecated")
 
 
-def unit_rows(user_ids: list[str], dim: int = 8, dtype: str = "float32", seed: int = 0) -> pa.Table:
+def unit_vectors(source: random.Random, num_rows: int, column: pa.FixedSizeListType) -> pa.Array:
+    flat = []
+    for _ in range(num_rows):
+        values = [source.gauss(0.0, 1.0) for _ in range(column.list_size)]
+        norm = sum(value * value for value in values) ** 0.5
+        flat += [value / norm for value in values]
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()).cast(column.value_type), type=column)
+
+
+def unit_rows(
+    user_ids: list[str], dim: int = 8, dtype: str = "float32", seed: int = 0, tasks: Sequence[str] = ()
+) -> pa.Table:
     """Users with random unit vectors; without numpy, as the code under test."""
     source = random.Random(seed)
-    vectors = []
-    for _ in user_ids:
-        values = [source.gauss(0.0, 1.0) for _ in range(dim)]
-        norm = sum(value * value for value in values) ** 0.5
-        vectors.append([value / norm for value in values])
-    schema = user_embeddings(dim, dtype)
-    flat = pa.array([value for vector in vectors for value in vector], pa.float32()).cast(
-        schema.field(1).type.value_type
-    )
+    schema = user_embeddings(dim, dtype, tasks)
     columns = [
         pa.array(user_ids, pa.string()),
-        pa.FixedSizeListArray.from_arrays(flat, type=schema.field(1).type),
+        unit_vectors(source, len(user_ids), schema.field("embedding").type),
         pa.array(range(1, len(user_ids) + 1), pa.int32()),
         pa.array([None if index % 5 == 0 else 1_700_000_000 + index for index in range(len(user_ids))], pa.int64()),
+        *(unit_vectors(source, len(user_ids), schema.field("embedding").type) for _ in tasks),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def build_table(
-    directory: Path, num_users: int = 40, seed: int = 0, dtype: str = "float32", **facts: object
+    directory: Path,
+    num_users: int = 40,
+    seed: int = 0,
+    dtype: str = "float32",
+    tasks: Sequence[str] = (),
+    **facts: object,
 ) -> pa.Table:
     """Writes a committed table and returns its rows as one Arrow table sorted by user id."""
     directory.mkdir(parents=True)
-    rows = unit_rows([f"user-{index}" for index in range(num_users)], dtype=dtype, seed=seed)
+    rows = unit_rows([f"user-{index}" for index in range(num_users)], dtype=dtype, seed=seed, tasks=tasks)
     buckets = [bucket_of(user_id, NUM_BUCKETS) for user_id in rows["user_id"].to_pylist()]
     parts = [
         write_part(directory, bucket, rows.filter(pa.array([mine == bucket for mine in buckets])))
@@ -60,6 +69,7 @@ def build_table(
         parts=parts,
         dim=8,
         dtype=dtype,
+        tasks=tasks,
         facts={**FACTS, "created_at": "2026-01-01T00:00:00+00:00", **facts},
         config={"seed": seed},
         inputs={"shards": "s" * 12},

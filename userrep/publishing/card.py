@@ -1,7 +1,9 @@
 """The card of an embedding table: one Markdown page that says what it is, from what, how good, and how to use it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from userrep.schema import task_column
 
 CARD_NAME = "card.md"
 
@@ -11,6 +13,13 @@ from userrep.publishing.client import pull
 from userrep.publishing.table import lookup
 table = pull("{name}@{alias}", Path("{name}"), tracking_uri="{uri}")
 print(lookup(table.dataset(), ["some-user-id"]).to_pylist())"""
+ONE_COLUMN = """
+vectors = table.dataset().to_table(columns=["user_id", "{column}"])  # no other column is read"""
+
+COLUMNS_MEANING = """\
+Every user has one vector per column, all of them of the same width and type. `embedding` is the universal vector, for
+whatever has no column of its own. `embedding_TASK` is the vector of the same user under the mask of that task. Compare
+vectors of one column only."""
 
 ALWAYS_LIMITS = (
     "Vectors of two tables are comparable only if both name the same encoder digest.",
@@ -25,25 +34,39 @@ def render_card(manifest_facts: Mapping[str, Any]) -> str:
     Args:
         manifest_facts: `rows`, `dim`, `dtype`, `metric`, the digests, `code_version`, `config_hash`, `created_at` and
             `table_sha256`; optional `name`, `quality` ({measure: {system: value}}), `coverage` ({what: number of
-            users}) and `limits` (lines of text). See `userrep.publishing.table.finish_table`.
+            users}), `limits` (lines of text), `tasks` (names of those with a column), `task_kinds` ({task: kind}) and
+            `task_scores` ({task: {metric: value}}). See `userrep.publishing.table.finish_table`.
 
     Raises:
         KeyError: a fact of the first group is missing.
     """
     facts = manifest_facts
-    name = str(facts.get("name", "NAME"))
+    name, tasks = str(facts.get("name", "NAME")), tuple(facts.get("tasks", ()))
     sections = [
         f"# User embeddings{': ' + _inline(name) if 'name' in facts else ''}",
-        f"One vector per user, computed from the user's events by a contrastively pretrained encoder: "
+        f"One vector per user{' and column' if tasks else ''}, computed from the user's events by a contrastively "
+        f"pretrained encoder{', which was then taught task after task' if tasks else ''}: "
         f"{facts['rows']:,} users, {facts['dim']} dimensions, {facts['dtype']}, L2 norm 1. "
         f"Compare vectors by {facts['metric']} similarity (for unit vectors: the dot product).",
+        *([_columns(facts)] if tasks else []),
         _made_from(facts),
         _quality(facts.get("quality") or {}),
         _coverage(facts),
         "## Limits\n\n" + "\n".join(f"- {_inline(line)}" for line in (*ALWAYS_LIMITS, *facts.get("limits", ()))),
-        _how_to_pull(name),
+        _how_to_pull(name, tasks),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _columns(facts: Mapping[str, Any]) -> str:
+    """What the columns of vectors mean, and the tasks with their kind and scores where those are known."""
+    kinds, scores = facts.get("task_kinds") or {}, facts.get("task_scores") or {}
+    lines = []
+    for task in facts["tasks"]:
+        score = ", ".join(f"{_inline(metric)} {value:.4f}" for metric, value in scores.get(task, {}).items())
+        lines.append(f"| `{task_column(task)}` | {_inline(kinds.get(task, '-'))} | {score or '-'} |")
+    head = ["| column | kind of task | score |", "|---|---|---|"]
+    return "\n".join(["## Columns", "", COLUMNS_MEANING, "", *head, *lines])
 
 
 def _made_from(facts: Mapping[str, Any]) -> str:
@@ -81,8 +104,10 @@ def _coverage(facts: Mapping[str, Any]) -> str:
     return "\n".join(["## Coverage", "", "| what | users |", "|---|---|", *lines])
 
 
-def _how_to_pull(name: str) -> str:
+def _how_to_pull(name: str, tasks: Sequence[str]) -> str:
     recipe = RECIPE.format(name=name, alias="ALIAS", uri="TRACKING_URI")
+    if tasks:
+        recipe += ONE_COLUMN.format(column=task_column(tasks[0]))
     return "\n".join(
         [
             "## How to pull it",

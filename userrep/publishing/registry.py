@@ -26,7 +26,7 @@ ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]+", re.IGNORECASE)  # MLflow 
 METRIC_KEY = re.compile(
     r"[\w\-. /:]+", re.ASCII
 )  # MLflow rejects others, e.g. `@` and brackets, but only at the server
-RESERVED_TAGS = ("table_sha256", "manifest_sha256", "model_id", "rows", "dim", "dtype")
+RESERVED_TAGS = ("table_sha256", "manifest_sha256", "model_id", "rows", "dim", "dtype", "tasks")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a row of a user embedding table must be: right columns, no nulls, one row per user, a finite vector of norm 1.
+"""What a row of a user embedding table must be: right columns, no nulls, one row per user, finite vectors of norm 1.
 
 Needs pyarrow only (no numpy, no torch).
 """
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from userrep.schema import user_embeddings
+from userrep.schema import TASK_COLUMN_PREFIX, user_embeddings
 
 # Largest distance of a stored norm from 1. float16 rounds each value by at most 2^-11 relative, hence the norm too;
 # float32 leaves room for a norm that was computed in float32 over some thousand dimensions.
@@ -25,24 +25,27 @@ class EmbeddingTableError(ValueError):
 def checked_rows(table: pa.Table) -> pa.Table:
     """Returns the rows sorted by user id, in one chunk, with the exact published schema.
 
+    Args:
+        table: columns of `userrep.schema.user_embeddings`; which tasks there are is read from the columns.
+
     Raises:
-        EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1.
+        EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1, in
+            any column of vectors.
     """
     schema = _published_schema(table.schema)
     rows = table.combine_chunks().sort_by("user_id")
+    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     for field in schema:
-        column = rows[field.name]
-        nulls = column.null_count + (pc.list_flatten(column).null_count if field.name == "embedding" else 0)
-        if nulls and not field.nullable:
+        nulls = rows[field.name].null_count
+        if nulls and not field.nullable and field.name not in vectors:
             raise EmbeddingTableError(f"column {field.name!r} holds {nulls} nulls; it must hold none")
     ids = rows["user_id"]
     if rows.num_rows > 1:
         repeated = pc.equal(ids[1:].combine_chunks(), ids[:-1].combine_chunks())
         if (at := pc.index(repeated, True).as_py()) >= 0:
-            raise EmbeddingTableError(
-                f"user {ids[at].as_py()!r} has more than one row; a user has one vector per table"
-            )
-    _check_vectors(rows, str(schema.field("embedding").type.value_type))
+            raise EmbeddingTableError(f"user {ids[at].as_py()!r} has more than one row; a user has one row per table")
+    for name in vectors:
+        _check_vectors(rows, name)
     return pa.Table.from_arrays([rows[name].combine_chunks() for name in schema.names], schema=schema)
 
 
@@ -52,13 +55,24 @@ def columns_text(schema: pa.Schema) -> str:
 
 
 def _published_schema(schema: pa.Schema) -> pa.Schema:
-    """The published schema with this table's width and type; the given one must equal it but for nullability."""
-    allowed = "userrep.schema.user_embeddings(dim, 'float32' or 'float16')"
+    """The published schema with this table's width, type and tasks; the given one must equal it but for nullability."""
+    allowed = "userrep.schema.user_embeddings(dim, 'float32' or 'float16', tasks)"
     column: Any = schema.field("embedding").type if "embedding" in schema.names else None
     dtype = {pa.float32(): "float32", pa.float16(): "float16"}.get(getattr(column, "value_type", None))
     if dtype is None or not pa.types.is_fixed_size_list(column):
         raise EmbeddingTableError(f"received columns {columns_text(schema)}; allowed is {allowed}")
-    wanted = user_embeddings(column.list_size, dtype)
+    task_fields = [field for field in schema if field.name.startswith(TASK_COLUMN_PREFIX)]
+    if other := [field for field in task_fields if field.type != column]:
+        raise EmbeddingTableError(
+            f"column {other[0].name!r} is {other[0].type}, 'embedding' is {column}: all vectors of a table have one "
+            "width and type"
+        )
+    try:
+        wanted = user_embeddings(
+            column.list_size, dtype, [field.name.removeprefix(TASK_COLUMN_PREFIX) for field in task_fields]
+        )
+    except ValueError as error:
+        raise EmbeddingTableError(f"received columns {columns_text(schema)}: {error}") from error
     if [(field.name, field.type) for field in schema] != [(field.name, field.type) for field in wanted]:
         raise EmbeddingTableError(
             f"received columns {columns_text(schema)}; allowed is {allowed}: {columns_text(wanted)}"
@@ -66,23 +80,33 @@ def _published_schema(schema: pa.Schema) -> pa.Schema:
     return wanted
 
 
-def _check_vectors(rows: pa.Table, arrow_type: str) -> None:
-    """Norm 1 within the tolerance of the type; a value that is not finite gives a norm that is not finite."""
+def _check_vectors(rows: pa.Table, name: str) -> None:
+    """No nulls, and norm 1 within the tolerance of the type; what is not finite gives a norm that is not finite."""
     if rows.num_rows == 0:
         return
-    vectors = rows["embedding"].combine_chunks()
+    vectors = rows[name].combine_chunks()
+    norms = _norms(vectors)
+    if norms.null_count:
+        nulls = vectors.null_count + pc.list_flatten(vectors).null_count
+        user = rows["user_id"][pc.index(norms.is_null(), True).as_py()].as_py()
+        raise EmbeddingTableError(f"column {name!r} holds {nulls} nulls, the first of user {user!r}; it must hold none")
+    tolerance = NORM_TOLERANCE["float16" if pa.types.is_float16(vectors.type.value_type) else "float32"]
+    # `not (error <= tolerance)` also catches NaN, which compares false.
+    bad = pc.invert(pc.less_equal(pc.abs(pc.subtract(norms, 1.0)), tolerance))
+    if (at := pc.index(bad, True).as_py()) >= 0:
+        raise EmbeddingTableError(
+            f"user {rows['user_id'][at].as_py()!r} has a vector of norm {norms[at].as_py():.6g} in column {name!r}, "
+            f"allowed is 1 +- {tolerance}: normalise the vectors, leave out users without events (count them in "
+            "facts['coverage'])"
+        )
+
+
+def _norms(vectors: Any) -> Any:
+    """L2 norm of each vector, float64; null where the vector or one of its values is null."""
     squares: Any = None
     # Dimension by dimension: arrow has no row norm, and this never holds more than a column of the table as float64.
     for position in range(vectors.type.list_size):
         value = pc.cast(pc.list_element(vectors, position), pa.float64())
         square = pc.multiply(value, value)
         squares = square if squares is None else pc.add(squares, square)
-    norms = pc.sqrt(squares)
-    tolerance = NORM_TOLERANCE["float16" if arrow_type == "halffloat" else "float32"]
-    # `not (error <= tolerance)` also catches NaN, which compares false.
-    bad = pc.invert(pc.less_equal(pc.abs(pc.subtract(norms, 1.0)), tolerance))
-    if (at := pc.index(bad, True).as_py()) >= 0:
-        raise EmbeddingTableError(
-            f"user {rows['user_id'][at].as_py()!r} has a vector of norm {norms[at].as_py():.6g}, allowed is "
-            f"1 +- {tolerance}: normalise the vectors, leave out users without events (count them in facts['coverage'])"
-        )
+    return pc.sqrt(squares)

@@ -35,6 +35,7 @@ from userrep.publishing.verify import (
     DERIVED_FACTS,
     GIVEN_FACTS,
     TABLE_KIND,
+    TASKS_FACT,
     check_users_unique,
     content_sha256,
     part_entries,
@@ -60,7 +61,8 @@ def write_part(directory: Path, bucket: int, table: pa.Table) -> FileEntry:
     Args:
         directory: where the table is being built; must exist.
         bucket: hash bucket of these users, >= 0; it names the part.
-        table: columns of `userrep.schema.user_embeddings`, any row order, any chunking; may be empty.
+        table: columns of `userrep.schema.user_embeddings`, any row order, any chunking; may be empty. All parts of a
+            table have the same columns of tasks.
 
     Raises:
         EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1.
@@ -87,6 +89,7 @@ def finish_table(
     parts: Sequence[FileEntry],
     dim: int,
     dtype: str,
+    tasks: Sequence[str] = (),
     facts: Mapping[str, Any],
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
@@ -98,18 +101,20 @@ def finish_table(
         parts: what `write_part` returned, in any order.
         dim: width of the vectors.
         dtype: `float32` or `float16`.
+        tasks: names of the tasks whose columns the parts have, in that order.
         facts: JSON-plain; must hold `encoder_digest`, `tokenizer_digest`, `data_digest` and `code_version`. The card
-            also shows `name`, `quality` ({measure: {system: value}}), `coverage` ({what: users}) and `limits` (lines).
+            also shows `name`, `quality` ({measure: {system: value}}), `coverage` ({what: users}), `limits` (lines),
+            `task_kinds` ({task: kind}) and `task_scores` ({task: {metric: value}}), of all tasks or of some.
             `created_at` (UTC, ISO 8601) is now unless given.
         config: resolved config of the stage that computed the vectors.
         inputs: input table -> digest of its manifest.
 
     Raises:
-        EmbeddingTableError: a fact is missing or reserved, or a user is in two parts.
+        EmbeddingTableError: a fact is missing, reserved or of no task of the table, or a user is in two parts.
         IncompleteTableError: a part differs from its entry, or the directory holds a file that is no given part.
     """
     directory = Path(directory)
-    _check_facts(facts)
+    _check_facts(facts, tasks)
     ordered = tuple(sorted(parts, key=lambda entry: entry.path))
     whole = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,6 +125,7 @@ def finish_table(
         "metric": METRIC,
         "table_sha256": content_sha256(ordered),
         "config_hash": digest_json(dict(config)),
+        **({TASKS_FACT: list(tasks)} if tasks else {}),
     }
     draft = Manifest(
         table=TABLE_KIND, stage="embed", config=dict(config), inputs=dict(inputs), files=ordered, facts=whole
@@ -164,8 +170,13 @@ def lookup(dataset: pads.Dataset, user_ids: Sequence[str]) -> pa.Table:
     return found.take(positions.drop_null())
 
 
-def _check_facts(facts: Mapping[str, Any]) -> None:
+def _check_facts(facts: Mapping[str, Any], tasks: Sequence[str]) -> None:
     if missing := [key for key in GIVEN_FACTS if not facts.get(key)]:
         raise EmbeddingTableError(f"facts lack {', '.join(missing)}: a table must say what it was made from")
-    if reserved := [key for key in DERIVED_FACTS if key in facts]:
-        raise EmbeddingTableError(f"facts must not hold {', '.join(reserved)}: finish_table derives them")
+    if reserved := [key for key in (*DERIVED_FACTS, TASKS_FACT) if key in facts]:
+        raise EmbeddingTableError(f"facts must not hold {', '.join(reserved)}: finish_table sets them")
+    for key in ("task_kinds", "task_scores"):
+        if unknown := [task for task in facts.get(key, ()) if task not in tasks]:
+            raise EmbeddingTableError(
+                f"facts[{key!r}] names {unknown[0]!r}; the tasks of this table are {', '.join(tasks) or 'none'}"
+            )

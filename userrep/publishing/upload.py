@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from userrep.manifest import Manifest
 from userrep.publishing.connection import TABLE_TAG, TRANSFER_LIMITS, WRITE_LIMITS, RegistryError, connect, is_database
 from userrep.publishing.runs import experiment_of, finish_run, open_run
-from userrep.publishing.verify import GIVEN_FACTS, TABLE_KIND
+from userrep.publishing.verify import GIVEN_FACTS, TABLE_KIND, TASKS_FACT
 
 MODEL_TYPE = "embedding-table"
 
@@ -111,6 +111,7 @@ def _register(client: MlflowClient, request: Request, model: LoggedModel, run_id
         "manifest_sha256": model.tags["manifest_sha256"],
         "model_id": model.model_id,
         **{key: str(facts[key]) for key in ("rows", "dim", "dtype")},
+        **({TASKS_FACT: ",".join(facts[TASKS_FACT])} if facts.get(TASKS_FACT) else {}),
     }
     return client.create_model_version(
         request.name,

@@ -32,6 +32,7 @@ TABLE_KIND = "user_embeddings"
 PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 GIVEN_FACTS = ("encoder_digest", "tokenizer_digest", "data_digest", "code_version")
 DERIVED_FACTS = ("rows", "dim", "dtype", "metric", "table_sha256", "config_hash")
+TASKS_FACT = "tasks"  # names of the tasks that have a column, in that order; absent where there are none
 
 
 def verify_table(directory: Path) -> Manifest:
@@ -115,16 +116,18 @@ def content_sha256(parts: Sequence[FileEntry]) -> str:
 
 
 def schema_of(manifest: Manifest) -> pa.Schema:
-    """Schema that the facts `dim` and `dtype` promise.
+    """Schema that the facts `dim`, `dtype` and `tasks` promise.
 
     Raises:
         IncompleteTableError: the facts name no possible schema.
     """
-    dim, dtype = manifest.facts["dim"], manifest.facts["dtype"]
+    dim, dtype, tasks = manifest.facts["dim"], manifest.facts["dtype"], manifest.facts.get(TASKS_FACT, [])
     try:
-        return user_embeddings(dim, dtype)
+        return user_embeddings(dim, dtype, tasks)
     except (ValueError, TypeError) as error:
-        raise IncompleteTableError(f"manifest states dim {dim!r} and dtype {dtype!r}: {error}") from error
+        raise IncompleteTableError(
+            f"manifest states dim {dim!r}, dtype {dtype!r} and tasks {tasks!r}: {error}"
+        ) from error
 
 
 def check_users_unique(directory: Path, manifest: Manifest) -> None:
