@@ -12,6 +12,7 @@ from userrep.data.shard_tasks import FIRST_TASK, Question, name_of
 from userrep.data.sources.catalog import SourceConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
+from userrep.schema import task_column
 from userrep.training.cells import TaskTraining
 from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides
 
@@ -44,6 +45,8 @@ class TeachConfig(Config):
         names = [name_of(question) for question in self.questions]
         if len({*names, FIRST_TASK}) <= len(names):
             raise ValueError(f"questions {names} have a name twice, or {FIRST_TASK!r}: give one of them a `name`")
+        for name in names:
+            task_column(name)  # raises where the name cannot be that of a column
         return self
 
 

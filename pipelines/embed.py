@@ -1,8 +1,10 @@
 """Stage `embed`: `encoder/` or `taught/`, and `shards/` -> `embeddings/`: a vector of every user, and one per task."""
 
+from typing import Any
+
 from pipelines import evaluate, tokenize
 from pipelines.job import Draft, Job, code_version
-from pipelines.teach import encoder_table, task_scores
+from pipelines.teach import encoder_table, task_facts
 from userrep.inference import embed_shards
 from userrep.publishing.table import finish_table
 
@@ -27,6 +29,7 @@ def run(job: Job) -> None:
             parts=parts,
             dim=job.config.pretrain.model.dim,
             dtype=config.dtype,
+            tasks=task_facts(job).get("order", [])[1:],
             facts={
                 "name": job.config.publish.name,
                 "encoder_digest": encoder.digest(),
@@ -37,10 +40,22 @@ def run(job: Job) -> None:
                     f"recall at {k}, {quality['pool']} test users": {s: quality[s][f"recall_at_{k}"] for s in systems}
                     for k in (1, 10)
                 },
-                **task_scores(job),
+                **_task_facts(job),
             },
             config=draft.config,
             inputs=draft.inputs,
         )
 
     job.run_stage("embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, table, evaluate.TABLE), write)
+
+
+def _task_facts(job: Job) -> dict[str, dict[str, Any]]:
+    """What the card says of the tasks that have a column."""
+    facts = task_facts(job)
+    if not facts:
+        return {}
+    places = range(1, len(facts["order"]))
+    return {
+        "task_kinds": {facts["order"][i]: facts["kinds"][i] for i in places},
+        "task_scores": {facts["order"][i]: {facts["metrics"][i]: facts["matrix"][-1][i]} for i in places},
+    }

@@ -34,13 +34,13 @@ def task_facts(job: Job) -> dict[str, Any]:
     """What the summary and the table say of the tasks; empty where there are none.
 
     Returns:
-        `order`, `metrics`, `matrix` (R, None above the diagonal), `backward_transfer` in percent, and `popularity`
-        (what the frequencies of classes score): all by place in the order.
+        `order`, `kinds`, `metrics`, `matrix` (R, None above the diagonal), `backward_transfer` (percent) and
+        `popularity` (what the frequencies of classes score): all by place in the order.
     """
     if not job.config.teach.questions:
         return {}
     facts = job.manifest(TABLE).facts
-    columns = {"order": "name", "metrics": "metric"}
+    columns = {"order": "name", "kinds": "kind", "metrics": "metric"}
     return {key: [task[name] for task in facts["tasks"]] for key, name in columns.items()} | {
         key: facts[key] for key in ("matrix", "backward_transfer", "popularity")
     }
