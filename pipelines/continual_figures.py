@@ -129,6 +129,8 @@ def _adaptation_figure(order: tuple[str, ...], groups: list[Group], looks: Looks
 def adaptation_curve(group: Group, i: int) -> tuple[np.ndarray, np.ndarray]:
     """How a task is learned: epochs, and the validation score after each as the mean over seeds; both (E,).
 
+    A task that is not taught, of a pretrained encoder, has no epochs.
+
     A seed that has ended a phase stays at its last score until the others have too, so that the mean is always over
     the same seeds, in the same phase. A phase begins at the epoch at which the one before ended: the step there is what
     lies between the two, such as pruning.
@@ -138,11 +140,11 @@ def adaptation_curve(group: Group, i: int) -> tuple[np.ndarray, np.ndarray]:
         i: place of the task in the order.
     """
     task, curves = group.order[i], [result.lessons[i].curve for result in group.results]
-    epochs, means = [], []
+    epochs, means = [np.empty(0, dtype=int)], [np.empty(0)]
     for phase in dict.fromkeys(point.phase for point in curves[0]):
         scores = [[point.scores[task] for point in curve if point.phase == phase] for curve in curves]
         length = max(map(len, scores))
-        epochs.append(np.arange(length) + (epochs[-1][-1] if epochs else 0))
+        epochs.append(np.arange(length) + (epochs[-1][-1] if epochs[-1].size else 0))
         means.append(np.mean([row + row[-1:] * (length - len(row)) for row in scores], axis=0))
     return np.concatenate(epochs), np.concatenate(means)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from math import nan
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +16,7 @@ from pipelines.continual_groups import METRIC_NAMES, Group, arrows, by_order, gr
 from pipelines.report import FIGURE_STYLE
 from userrep.evaluation.transfer import Interval, mean_interval, paired_difference
 from userrep.schema import TASKS_MATRIX
-from userrep.training.cells import CellResult
+from userrep.training.cells import CellResult, Lesson
 
 MATRIX_NAME, TABLE_NAME, FIGURES = "tasks_matrix.parquet", "tasks.md", "figures"
 MAIN = "teracon"  # with its defaults: the method that the others are compared with
@@ -152,12 +153,15 @@ def _time_rows(members: Sequence[Group]) -> Rows:
     rows = []
     for group in members:
         if not group.is_joint:
-            seconds_SM = [
-                [fmean(point.seconds for point in lesson.curve if point.epoch) for lesson in result.lessons]
-                for result in group.results
-            ]
+            seconds_SM = [[_epoch_seconds(lesson) for lesson in result.lessons] for result in group.results]
             rows.append(_row(group.label, mean_interval(np.array(seconds_SM)), "{:.2f}"))
     return rows
+
+
+def _epoch_seconds(lesson: Lesson) -> float:
+    """Mean over the epochs; NaN of a task that was not taught, as that of a pretrained encoder."""
+    seconds = [point.seconds for point in lesson.curve if point.epoch]
+    return fmean(seconds) if seconds else nan
 
 
 def _row(name: str, interval: Interval, form: str, marks: bool = False) -> list[str]:

@@ -110,7 +110,7 @@ TASKS_MATRIX = pa.schema(
         _field("i", pa.int32(), "place of the task that was measured, i <= j"),
         _field("trained", pa.string(), "name of task j"),
         _field("task", pa.string(), "name of task i"),
-        _field("metric", pa.string(), "mrr_at_5 | accuracy"),
+        _field("metric", pa.string(), "mrr_at_5 | accuracy | recall_at_10"),
         _field("score", pa.float64(), "R(j, i), on all test samples of task i"),
     ]
 )

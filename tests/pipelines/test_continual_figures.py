@@ -116,6 +116,17 @@ def test_adaptation_is_the_mean_of_seeds_in_the_same_phase() -> None:
     assert scores.tolist() == pytest.approx([0, 0.1, 0.2])
 
 
+def test_a_task_that_is_not_taught_has_no_adaptation_but_can_be_forgotten() -> None:
+    order = ("universal", "T2")
+    cells = [result_of("hat", [[0.5], [0.4, 0.2]], seed, order) for seed in range(2)]
+    [group] = group_cells(cells)
+    assert [values.shape for values in adaptation_curve(group, 0)] == [(0,), (0,)]
+    assert adaptation_curve(group, 1)[0].tolist() == [0, 1, 2]
+    figures = draw(cells)
+    assert np.asarray(figures["adaptation-order1"].axes[0].lines[0].get_ydata()).size == 0
+    assert np.asarray(figures["forgetting-order1"].axes[0].lines[0].get_ydata()).tolist() == [0.5, 0.4]
+
+
 @pytest.mark.parametrize("order", [ORDER, ORDER[:2]], ids=len)
 def test_nothing_is_cut_off(order: tuple[str, ...]) -> None:
     rows = ROWS[: len(order)]

@@ -49,6 +49,21 @@ def test_the_matrix_has_a_row_for_every_score() -> None:
     assert {row["j"] for row in table.to_pylist() if row["method"] == "mtl"} == {2}
 
 
+def test_the_page_of_a_pretrained_encoder(tmp_path: Path) -> None:
+    order = ("universal", "T2")
+    cells = [result_of(name, [[0.5], [0.4, 0.2]], seed, order) for name in ("sinmo", "hat") for seed in range(2)]
+    write_continual_report(cells, {0: {"T2": 0.1}}, tmp_path)
+    lines = (tmp_path / "tasks.md").read_text().splitlines()
+    assert table(lines, "Scores")[:2] == [
+        ["method", "seeds", "universal R@10", "T2 MRR@5"],
+        ["popularity", "1", "-", "0.1000"],
+    ]
+    assert table(lines, "Seconds")[1:] == [["sinmo", "2", "-", "1.00 +- 0.00"], ["hat", "2", "-", "1.00 +- 0.00"]]
+    assert outcome_metrics(cells, order)["backward_transfer/universal/hat"] == pytest.approx(-20)
+    metrics = {row["metric"] for row in pq.read_table(tmp_path / "tasks_matrix.parquet").to_pylist()}
+    assert metrics == {"recall_at_10", "mrr_at_5"}
+
+
 def test_the_page_and_the_figures(tmp_path: Path) -> None:
     cells = [*results(), result_of("teracon", [[0.1], [0.1, 0.7], [0.1, 0.7, 0.3]], order=ORDER[::-1], sampling="all")]
     write_continual_report(cells, POPULARITY, tmp_path)

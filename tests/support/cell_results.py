@@ -5,7 +5,7 @@ import numpy as np
 from userrep.training.cells import Cell, CellResult, EpochScore, Lesson
 
 ORDER = ("T1", "T2", "T3")
-METRICS = {"T1": "mrr_at_5", "T2": "mrr_at_5", "T3": "accuracy", "noise": "accuracy"}
+METRICS = {"T1": "mrr_at_5", "T2": "mrr_at_5", "T3": "accuracy", "noise": "accuracy", "universal": "recall_at_10"}
 
 
 def result_of(
@@ -24,6 +24,7 @@ def result_of(
                 seconds=1,
             )
             for e in range(3)
+            if "universal" not in taught  # of a pretrained encoder, it is measured and not taught
         ]
         lessons.append(
             Lesson.parse(

@@ -37,8 +37,8 @@ def lesson_points(lesson: Lesson, start_step: int) -> Iterator[Point]:
         start_step: optimizer steps of the cell before it.
     """
     num_epochs = sum(score.epoch > 0 for score in lesson.curve)
-    epoch_steps = (lesson.num_steps - start_step) // max(1, num_epochs)  # all its epochs are equally long
-    step = start_step
+    # All its epochs are equally long; a pretrained task has none.
+    epoch_steps, step = (lesson.num_steps - start_step) // max(1, num_epochs), start_step
     for score in lesson.curve:
         step += epoch_steps if score.epoch else 0
         metrics = {f"val/{name}/{lesson.metrics[name]}": value for name, value in score.scores.items()}
