@@ -77,9 +77,19 @@ def test_the_stream_of_points(tmp_path: Path) -> None:
     assert len(points.of("val/")) == 8
 
 
-@pytest.mark.parametrize("name", ["teracon", "hat", "conure", "sinmo", "peterrec"])
-def test_stopped_after_every_task_it_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    cell = tiny_cell(name, seed=3)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("teracon", {}),
+        ("teracon", {"teacher_scale": "fixed"}),
+        ("hat", {}),
+        ("conure", {}),
+        ("sinmo", {}),
+        ("peterrec", {}),
+    ],
+)
+def test_stopped_after_every_task_it_goes_on_bit_for_bit(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    cell = tiny_cell(name, seed=3, **options)
     whole, points = run_tiny(cell, tmp_path / "whole")
     stopped, told = tmp_path / "stopped", []
     for number, task in enumerate(ORDER[1:], 1):
@@ -202,7 +212,7 @@ def _run_on_a_rank(_rank: int, root: str) -> list[list[dict[str, float]]]:
     torch.set_default_dtype(torch.float64)
     told = []
     for name, options in PARALLEL.items():
-        cell, points = tiny_cell(name, **options), Points()
+        cell, points = tiny_cell(name.partition(", ")[0], **options), Points()
         # 36 samples in batches of 7: the last one has a single sample, so one of two ranks has none.
         training = cell.training.later.model_copy(update={"batch_size": 7})
         config = cell.training.model_copy(update={"first": training, "later": training})
@@ -213,7 +223,12 @@ def _run_on_a_rank(_rank: int, root: str) -> list[list[dict[str, float]]]:
     return told
 
 
-PARALLEL: dict[str, dict[str, Any]] = {"teracon": {"sampling": "all"}, "hat": {}, "mtl": {}}
+PARALLEL: dict[str, dict[str, Any]] = {
+    "teracon": {"sampling": "all"},
+    "teracon, fixed teacher": {"sampling": "all", "teacher_scale": "fixed"},
+    "hat": {},
+    "mtl": {},
+}
 
 
 def with_one_test_user(tasks: TaskSet) -> TaskSet:

@@ -1,12 +1,18 @@
-"""How a batch is divided among ranks."""
+"""How a batch is divided among ranks, and what a method is told of it."""
+
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.continual import tiny_method
 from tests.support.tiny_cell import tiny_tasks
-from userrep.training.continual_step import own_part
+from userrep.continual.method import Progress
+from userrep.continual.network import TaskSpec
+from userrep.training.continual_step import own_part, take_step
 
 TASKS = tiny_tasks()
 
@@ -47,3 +53,14 @@ def test_one_process_takes_all_of_it_without_a_factor() -> None:
     part, share = own_part(TASKS.tasks[0], TASKS.sequences, samples, 0, 1)
     assert np.array_equal(part, samples)
     assert share == 1.0
+
+
+def test_a_method_is_told_the_rows_of_its_histories() -> None:
+    method, task = tiny_method("fineall"), TASKS.tasks[1]
+    method.begin_task(TaskSpec(task.name, task.kind, task.num_classes))
+    optimizer = torch.optim.Adam(method.trainable())
+    with mock.patch.object(method, "loss", side_effect=method.loss) as loss:
+        take_step(method, optimizer, task, TASKS.sequences, task.samples("train")[::7], Progress(2, 3))
+    items, _, progress = loss.call_args.args
+    assert np.array_equal(TASKS.sequences.items[progress.rows.numpy()], items.numpy())
+    assert (progress.step, progress.num_steps, progress.task) == (2, 3, None)

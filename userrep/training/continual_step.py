@@ -4,6 +4,7 @@ Legend: `B` samples of a batch, `L` positions of a history.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def take_step(
         task: that the batch is of.
         sequences: of all users.
         samples: positions in the task of the whole batch, (B,), of which this rank takes its part.
-        progress: of the phase.
+        progress: of the phase; the method is also told the rows of its part.
 
     Returns:
         `train/loss` and the method's own metrics, means over the batch, and `train/grad_norm`; the same on every rank.
@@ -38,9 +39,10 @@ def take_step(
     """
     part, share = own_part(task, sequences, samples, rank(), world_size())
     device = next(method.parameters()).device
-    items_BL = torch.from_numpy(sequences.items[task.rows[part]]).long().to(device)
+    rows = task.rows[part]
+    items_BL = torch.from_numpy(sequences.items[rows]).long().to(device)
     labels_B = torch.from_numpy(task.labels[part]).to(device)
-    loss, facts = method.loss(items_BL, labels_B, progress)
+    loss, facts = method.loss(items_BL, labels_B, replace(progress, rows=torch.from_numpy(rows)))
     optimizer.zero_grad()
     (loss * share).backward()
     values = {"train/loss": loss.item(), **facts}
