@@ -107,19 +107,19 @@ def plain_step(
 
 
 def our_step(
-    method: Teracon, items_BL: torch.Tensor, labels_B: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None
+    method: Teracon, items_BL: torch.Tensor, labels_B: torch.Tensor, rows: torch.Tensor, precision: torch.dtype
 ) -> Callable[[], float]:
-    """A step of the package; under autocast to `dtype`, where there is one."""
+    """A step of the package; matrix products of the backbone, and of the teacher's, are of `precision`."""
     method = copy.deepcopy(method)
+    for module in method.modules():
+        if isinstance(module, Network):
+            module.precision = precision
     optimizer = torch.optim.Adam(method.trainable())
     progress = Progress(1, 2)  # half way through an epoch
 
     def step() -> float:
         optimizer.zero_grad()
-        with (
-            mock.patch.object(method, "_sample", return_value=[rows]),
-            torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
-        ):
+        with mock.patch.object(method, "_sample", return_value=[rows]):
             loss, _ = method.loss(items_BL, labels_B, progress)
         loss.backward()
         optimizer.step()
@@ -152,7 +152,7 @@ def compare(report: Report, arguments: argparse.Namespace, task: int, fill: floa
     drawn = draw(arguments, task, size, fill)
     steps = {
         "plain": plain_step(*drawn),
-        "ours": our_step(*drawn, None),
+        "ours": our_step(*drawn, torch.float32),
         "ours, bfloat16": our_step(*drawn, torch.bfloat16),
     }
     losses = {name: (step(), step()) for name, step in steps.items()}  # the second one tells of the gradient
@@ -189,7 +189,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        step = our_step(*draw(arguments, 2, MEMORY_BATCH, 1.0), None)
+        step = our_step(*draw(arguments, 2, MEMORY_BATCH, 1.0), torch.float32)
         print(peak_extra_bytes(step))
         return
     report = Report("continual_step", arguments.json)

@@ -107,6 +107,18 @@ def test_stopped_after_every_task_it_goes_on_bit_for_bit(name: str, options: dic
     ]
 
 
+def test_a_backbone_in_bfloat16_learns_nearly_the_same(tmp_path: Path) -> None:
+    cell = tiny_cell("teracon", ORDER[:2])
+    expected, _ = run_tiny(cell, tmp_path / "float32")
+    training = cell.training.model_copy(update={"precision": "bfloat16"})
+    result, _ = run_tiny(cell.model_copy(update={"training": training}), tmp_path / "bfloat16")
+    for lesson, other in zip(result.lessons, expected.lessons, strict=True):
+        for point, reference in zip(lesson.curve, other.curve, strict=True):
+            assert point.losses == pytest.approx(reference.losses, rel=0.05)
+    assert result.lessons[0].curve[0].losses != expected.lessons[0].curve[0].losses
+    assert {value.dtype for value in method_state(tmp_path / "bfloat16", 1).values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_finished_cell_is_not_run_again(name: str, tmp_path: Path) -> None:
     cell = tiny_cell(name, max_epochs=1)

@@ -43,8 +43,8 @@ class TeraconConfig(Config):
     sampling: Literal["relation", "minimum", "all"] = "relation"
     # annealed: the teacher's masks harden in every epoch like the student's; fixed: its final masks, so its answers
     # are the same in every epoch. It then encodes a user once per past task (on every rank that meets the user), and
-    # keeps D numbers for each. A vector is that of the batch in which the user was first met: elsewhere it might be
-    # rounded otherwise.
+    # keeps D numbers, and some 700 bytes, for each. A vector is that of the batch in which the user was first met; in
+    # another batch it might be rounded otherwise.
     teacher_scale: Literal["annealed", "fixed"] = "annealed"
     with_pads: bool = False  # train `next_item` on pads too, as the official code does
 

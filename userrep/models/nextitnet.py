@@ -105,15 +105,26 @@ def _convolve(
 
     For the backward pass it keeps the input, not what is made of it, nor the three copies of that which it reads.
     """
-    read_NX = _read(change(x_ND), layer)
+    device = x_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def read(x_ND: torch.Tensor) -> torch.Tensor:
+        if dtype is None:
+            return _read(change(x_ND), layer)
+        # From float32, so that gradients of a position that many read, as they read a pad, are added up in it.
+        return _read(change(x_ND).float(), layer).to(dtype)
+
+    read_NX = read(x_ND)
     source_ND, address = x_ND.detach(), read_NX.data_ptr()  # the hooks must not keep the copies themselves
 
     def pack(saved: torch.Tensor) -> torch.Tensor | None:
         return None if saved.data_ptr() == address else saved
 
     def unpack(kept: torch.Tensor | None) -> torch.Tensor:
-        with torch.no_grad():
-            return _read(change(source_ND), layer) if kept is None else kept
+        if kept is not None:
+            return kept
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):  # the backward pass is not
+            return read(source_ND)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return conv(read_NX)

@@ -134,6 +134,7 @@ class _Course:
         self._report = report
         self._seed(_Draw.INIT)
         self.method: Method = build_method(cell.method, cell.options, backbones.new)
+        self.method.network.precision = getattr(torch, cell.training.precision)
         _check_first_task(self.method, cell, self.tasks[0], backbones)
         if backbones.pretrained is not None:
             self.method.network.backbone.load_state_dict(dict(backbones.pretrained))
