@@ -227,7 +227,8 @@ def _run_on_a_rank(_rank: int, root: str) -> list[list[dict[str, float]]]:
         cell, points = tiny_cell(name.partition(", ")[0], **options), Points()
         # 36 samples in batches of 7: the last one has a single sample, so one of two ranks has none.
         training = cell.training.later.model_copy(update={"batch_size": 7})
-        config = cell.training.model_copy(update={"first": training, "later": training})
+        backbone = cell.training.backbone.model_copy(update={"sparse_items": name.endswith("sparse items")})
+        config = cell.training.model_copy(update={"first": training, "later": training, "backbone": backbone})
         tasks = tiny_tasks()
         run_cell(cell.model_copy(update={"training": config}), with_one_test_user(tasks), Path(root, name), points)
         told.append([{k: v for k, v in point.metrics.items() if k != "time/epoch_s"} for point in points])
@@ -240,6 +241,7 @@ PARALLEL: dict[str, dict[str, Any]] = {
     "teracon, fixed teacher": {"sampling": "all", "teacher_scale": "fixed"},
     "hat": {},
     "mtl": {},
+    "sinmo, sparse items": {},
 }
 
 

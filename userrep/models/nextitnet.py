@@ -29,6 +29,9 @@ class NextItNetConfig(Config):
 
     dim: int = Field(default=256, ge=1)
     dilations: tuple[int, ...] = Field(default=(1, 4, 1, 4, 1, 4, 1, 4), min_length=1)  # of the blocks
+    # A step costs as much as the items of its batch, not as the whole table: gradients of item embeddings are sparse,
+    # and a step moves none but those of its items (`training/continual_step.py`).
+    sparse_items: bool = False
 
 
 class NextItNet(Backbone):
@@ -44,7 +47,7 @@ class NextItNet(Backbone):
         """
         super().__init__()
         self.dim, self.num_points = config.dim, 2 * len(config.dilations)
-        self.item_embedding = nn.Embedding(num_items, config.dim)
+        self.item_embedding = nn.Embedding(num_items, config.dim, sparse=config.sparse_items)
         self.blocks = nn.ModuleList(Block(config.dim) for _ in config.dilations)
         self._dilations = tuple(d * factor for d in config.dilations for factor in (1, 2))
         if item_VD is None:
