@@ -2,7 +2,8 @@
 
 The first task (next item at every position) and the second one with retention of the first, against the same
 mathematics written plainly: padded convolutions at every position, whole logits, Adam over whole tables. Both take the
-same users, the same sampled ones for retention, and reach the same loss.
+same users, the same sampled ones for retention, and reach the same loss. Then a step over a large table of items, with
+dense and with sparse gradients of it.
 """
 
 import argparse
@@ -20,10 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.harness import MIB, Case, Report, argument_parser, measure, peak_extra_bytes
+from userrep.continual.baselines import FineAll
 from userrep.continual.method import Progress
 from userrep.continual.network import Network, TaskSpec
 from userrep.continual.teracon import Teracon, TeraconConfig
 from userrep.models.nextitnet import LAYER_NORM_EPS, Block, NextItNet, NextItNetConfig
+from userrep.training.continual_step import open_optimizers
 
 DILATIONS, ALPHA = (1, 4) * 4, 0.7
 BATCHES = {1: 32, 2: 64}
@@ -36,6 +39,7 @@ BARS = {1: 2.0, 2: 2.5}
 BAR_FLOAT32 = 1.4
 MEMORY_BATCH, MEMORY_BAR_MIB = 1024, 4096
 LABELS = 1000
+TABLE_ITEMS, TABLE_DIM, BAR_SPARSE = 200_000, 64, 2.0
 
 
 class PlainLayer(nn.Module):
@@ -107,19 +111,19 @@ def plain_step(
 
 
 def our_step(
-    method: Teracon, items_BL: torch.Tensor, labels_B: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype | None
+    method: Teracon, items_BL: torch.Tensor, labels_B: torch.Tensor, rows: torch.Tensor, precision: torch.dtype
 ) -> Callable[[], float]:
-    """A step of the package; under autocast to `dtype`, where there is one."""
+    """A step of the package; matrix products of the backbone, and of the teacher's, are of `precision`."""
     method = copy.deepcopy(method)
+    for module in method.modules():
+        if isinstance(module, Network):
+            module.precision = precision
     optimizer = torch.optim.Adam(method.trainable())
     progress = Progress(1, 2)  # half way through an epoch
 
     def step() -> float:
         optimizer.zero_grad()
-        with (
-            mock.patch.object(method, "_sample", return_value=[rows]),
-            torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
-        ):
+        with mock.patch.object(method, "_sample", return_value=[rows]):
             loss, _ = method.loss(items_BL, labels_B, progress)
         loss.backward()
         optimizer.step()
@@ -152,7 +156,7 @@ def compare(report: Report, arguments: argparse.Namespace, task: int, fill: floa
     drawn = draw(arguments, task, size, fill)
     steps = {
         "plain": plain_step(*drawn),
-        "ours": our_step(*drawn, None),
+        "ours": our_step(*drawn, torch.float32),
         "ours, bfloat16": our_step(*drawn, torch.bfloat16),
     }
     losses = {name: (step(), step()) for name, step in steps.items()}  # the second one tells of the gradient
@@ -166,6 +170,34 @@ def compare(report: Report, arguments: argparse.Namespace, task: int, fill: floa
     for name, rate, bar in (("best mode", best, BARS[task]), ("float32", rates["ours"], BAR_FLOAT32)):
         claim = f"task {task}, fill {real:.2f}, {name}: {rate:.1f} sequences per core-second over {OFFICIAL[task]}"
         report.verdict(claim, rate / OFFICIAL[task], bar, "at least")
+
+
+def compare_tables(report: Report, arguments: argparse.Namespace) -> None:
+    """A step of a task of few classes over a large table of items, with dense and with sparse gradients of it."""
+    size = BATCHES[1]
+    items_BL, labels_B = torch.randint(1, TABLE_ITEMS, (size, arguments.length)), torch.randint(0, LABELS, (size,))
+
+    def table_step(is_sparse: bool) -> Callable[[], float]:
+        torch.manual_seed(0)
+        config = NextItNetConfig(dim=TABLE_DIM, dilations=DILATIONS[:4], sparse_items=is_sparse)
+        method = FineAll(Network(NextItNet(config, TABLE_ITEMS)))
+        method.begin_task(TaskSpec("T1", "item", LABELS))
+        optimizers = open_optimizers(method, 1e-3)
+
+        def step() -> float:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss, _ = method.loss(items_BL, labels_B, Progress(0, 1))
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            return loss.item()
+
+        return step
+
+    results = measure([Case(n, table_step(n == "sparse"), size) for n in ("dense", "sparse")], arguments.rounds)
+    report.results(f"{TABLE_ITEMS} items of width {TABLE_DIM}", results, "sequence", threads=arguments.threads)
+    report.speed("sparse over dense gradients of items", results["sparse"], results["dense"], BAR_SPARSE)
 
 
 def compare_memory(report: Report, arguments: argparse.Namespace) -> None:
@@ -189,13 +221,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        step = our_step(*draw(arguments, 2, MEMORY_BATCH, 1.0), None)
+        step = our_step(*draw(arguments, 2, MEMORY_BATCH, 1.0), torch.float32)
         print(peak_extra_bytes(step))
         return
     report = Report("continual_step", arguments.json)
     for task in arguments.tasks:
         for fill in arguments.fill:
             compare(report, arguments, task, fill)
+    compare_tables(report, arguments)
     compare_memory(report, arguments)
 
 

@@ -19,6 +19,7 @@ from tests.support.teracon_fixture import (
 from userrep.continual import teracon as module
 from userrep.continual.masks import gate
 from userrep.continual.method import Progress
+from userrep.continual.network import TaskSpec
 from userrep.continual.teracon import Teracon
 from userrep.losses.retention import sampling_rate
 
@@ -196,3 +197,57 @@ def test_a_fixed_teacher_answers_the_same_at_every_scale() -> None:
     rehearsed = [call.args[1] for call in mse.call_args_list]
     for answer in rehearsed:
         torch.testing.assert_close(answer.sort(0).values, taught.sort(0).values)
+
+
+def fixed(sampling: str) -> Teracon:
+    """A method at its third task whose teacher's answers are the same in every epoch."""
+    torch.manual_seed(0)
+    method = teracon(2, with_teacher=True, dtype=torch.float64)
+    method.config = method.config.model_copy(update={"teacher_scale": "fixed", "sampling": sampling})
+    method.begin_task(TASKS[2])
+    return method
+
+
+def two_epochs(method: Teracon, with_rows: bool) -> tuple[list[float], list[int]]:
+    """Losses of steps over 20 users, and how many histories the teacher's backbone has read in each."""
+    users, optimizer = torch.randint(1, NUM_ITEMS, (20, 10)), torch.optim.Adam(method.trainable(), lr=0.01)
+    losses, read = [], []
+    teacher(method).network.backbone.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    for epoch in range(2):
+        torch.manual_seed(epoch)
+        order = torch.cat([torch.randperm(20), torch.tensor([3, 3, 3, 4])])  # users have several samples
+        for step, rows in enumerate(order.split(8)):
+            progress = Progress(step, 3, rows=rows if with_rows else None)
+            loss, _ = method.loss(users[rows], rows % TASKS[2].num_classes, progress)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            method.after_step()
+            losses.append(loss.item())
+    return losses, read
+
+
+@pytest.mark.parametrize("sampling", ["relation", "all"])
+def test_a_fixed_teacher_encodes_a_user_once_per_past_task(sampling: str) -> None:
+    expected, read_plainly = two_epochs(fixed(sampling), with_rows=False)
+    method = fixed(sampling)
+    names = method.state_dict().keys()
+    losses, read = two_epochs(method, with_rows=True)
+    assert losses == pytest.approx(expected, abs=1e-12)
+    known = [sorted(task) for task in method._known]
+    assert sum(read) == sum(map(len, known)) < sum(read_plainly)
+    if sampling == "all":
+        assert known == [list(range(20))] * 2
+        assert sum(read_plainly) == 2 * 2 * 24
+    assert method.state_dict().keys() == names
+    method.end_task()
+    assert method._known == []
+    method.begin_task(TaskSpec("T4", "label", 2))
+    assert method._known == [{}, {}, {}]
+
+
+def test_a_teacher_whose_masks_harden_is_asked_in_every_step() -> None:
+    method = fixed("all")
+    method.config = method.config.model_copy(update={"teacher_scale": "annealed"})
+    _, read = two_epochs(method, with_rows=True)
+    assert sum(read) == 2 * 2 * 24

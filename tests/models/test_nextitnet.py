@@ -2,12 +2,14 @@
 
 import itertools
 from typing import cast
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from userrep.models.causal import plan_causal
+from userrep.models import nextitnet
+from userrep.models.causal import CausalLayer, plan_causal
 from userrep.models.nextitnet import LAYER_NORM_EPS, Block, NextItNet, NextItNetConfig
 
 DIM, NUM_ITEMS = 5, 11
@@ -63,6 +65,25 @@ def test_values_and_gradients_are_those_of_padded_convolutions(
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_read_twice_under_autocast_is_the_same_both_times() -> None:
+    """The backward pass makes anew what a convolution has read, out of a patch of matrix products."""
+    model, items = make_model((1, 2)).float(), histories([2, 0, 7, 9], 9)
+    patch = torch.nn.Linear(DIM, DIM)
+
+    def keep_all(conv: torch.nn.Linear, x_ND: torch.Tensor, layer: CausalLayer, change=lambda x: x) -> torch.Tensor:
+        return conv(nextitnet._read(change(x_ND), layer))
+
+    def gradients() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(items, lambda _, hidden: hidden + patch(hidden), last_only=False)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(output.square().sum(), list(model.parameters()))])
+
+    received = gradients()
+    with mock.patch.object(nextitnet, "_convolve", side_effect=keep_all):
+        expected = gradients()
+    assert (received - expected).norm() < 0.01 * expected.norm()
 
 
 def test_no_adapter_changes_nothing() -> None:

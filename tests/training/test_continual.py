@@ -77,9 +77,19 @@ def test_the_stream_of_points(tmp_path: Path) -> None:
     assert len(points.of("val/")) == 8
 
 
-@pytest.mark.parametrize("name", ["teracon", "hat", "conure", "sinmo", "peterrec"])
-def test_stopped_after_every_task_it_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    cell = tiny_cell(name, seed=3)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("teracon", {}),
+        ("teracon", {"teacher_scale": "fixed"}),
+        ("hat", {}),
+        ("conure", {}),
+        ("sinmo", {}),
+        ("peterrec", {}),
+    ],
+)
+def test_stopped_after_every_task_it_goes_on_bit_for_bit(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    cell = tiny_cell(name, seed=3, **options)
     whole, points = run_tiny(cell, tmp_path / "whole")
     stopped, told = tmp_path / "stopped", []
     for number, task in enumerate(ORDER[1:], 1):
@@ -95,6 +105,18 @@ def test_stopped_after_every_task_it_goes_on_bit_for_bit(name: str, tmp_path: Pa
     assert [(p.step, p.metrics.get("train/loss")) for p in [*told, *rest]] == [
         (p.step, p.metrics.get("train/loss")) for p in points
     ]
+
+
+def test_a_backbone_in_bfloat16_learns_nearly_the_same(tmp_path: Path) -> None:
+    cell = tiny_cell("teracon", ORDER[:2])
+    expected, _ = run_tiny(cell, tmp_path / "float32")
+    training = cell.training.model_copy(update={"precision": "bfloat16"})
+    result, _ = run_tiny(cell.model_copy(update={"training": training}), tmp_path / "bfloat16")
+    for lesson, other in zip(result.lessons, expected.lessons, strict=True):
+        for point, reference in zip(lesson.curve, other.curve, strict=True):
+            assert point.losses == pytest.approx(reference.losses, rel=0.05)
+    assert result.lessons[0].curve[0].losses != expected.lessons[0].curve[0].losses
+    assert {value.dtype for value in method_state(tmp_path / "bfloat16", 1).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -202,10 +224,11 @@ def _run_on_a_rank(_rank: int, root: str) -> list[list[dict[str, float]]]:
     torch.set_default_dtype(torch.float64)
     told = []
     for name, options in PARALLEL.items():
-        cell, points = tiny_cell(name, **options), Points()
+        cell, points = tiny_cell(name.partition(", ")[0], **options), Points()
         # 36 samples in batches of 7: the last one has a single sample, so one of two ranks has none.
         training = cell.training.later.model_copy(update={"batch_size": 7})
-        config = cell.training.model_copy(update={"first": training, "later": training})
+        backbone = cell.training.backbone.model_copy(update={"sparse_items": name.endswith("sparse items")})
+        config = cell.training.model_copy(update={"first": training, "later": training, "backbone": backbone})
         tasks = tiny_tasks()
         run_cell(cell.model_copy(update={"training": config}), with_one_test_user(tasks), Path(root, name), points)
         told.append([{k: v for k, v in point.metrics.items() if k != "time/epoch_s"} for point in points])
@@ -213,7 +236,13 @@ def _run_on_a_rank(_rank: int, root: str) -> list[list[dict[str, float]]]:
     return told
 
 
-PARALLEL: dict[str, dict[str, Any]] = {"teracon": {"sampling": "all"}, "hat": {}, "mtl": {}}
+PARALLEL: dict[str, dict[str, Any]] = {
+    "teracon": {"sampling": "all"},
+    "teracon, fixed teacher": {"sampling": "all", "teacher_scale": "fixed"},
+    "hat": {},
+    "mtl": {},
+    "sinmo, sparse items": {},
+}
 
 
 def with_one_test_user(tasks: TaskSet) -> TaskSet:

@@ -16,7 +16,7 @@ from torch import nn
 from userrep.continual.network import Network, TaskSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Progress:
     """Where in a phase a step is.
 
@@ -24,11 +24,14 @@ class Progress:
         step: of the epoch, from 0.
         num_steps: of an epoch.
         task: number of the task that the batch is of; None: the current one. Only a joint method is asked for others.
+        rows: which user each history of the batch is of, int64 (B,): equal rows of a task have equal histories. None:
+            not known.
     """
 
     step: int
     num_steps: int
     task: int | None = None
+    rows: torch.Tensor | None = None
 
 
 class Method(nn.Module, ABC):

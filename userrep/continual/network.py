@@ -45,11 +45,18 @@ class TaskSpec:
 
 
 class Network(nn.Module):
-    """A backbone and one linear head for each task, in the order in which the tasks came."""
+    """A backbone and one linear head for each task, in the order in which the tasks came.
+
+    Attributes:
+        precision: bfloat16: matrix products of the backbone are rounded to it. Parameters, user vectors, heads and
+            losses are of the parameters' type all the same: rounded to bfloat16, many of a million classes would tie,
+            and torch's cross-entropy in chunks would add up its rows in bfloat16.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone: Backbone = backbone
+        self.precision = torch.float32
         self.heads = nn.ModuleList()
         self.tasks: list[TaskSpec] = []
 
@@ -124,6 +131,6 @@ class Network(nn.Module):
     def _encode(
         self, items_BL: torch.Tensor, adapt: Adapter | None, weights: Weights | None, last_only: bool
     ) -> torch.Tensor:
-        if weights is None:
-            return self.backbone(items_BL, adapt, last_only)
-        return functional_call(self.backbone, dict(weights), (items_BL, adapt, last_only))
+        with torch.autocast(items_BL.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            vectors = functional_call(self.backbone, dict(weights or {}), (items_BL, adapt, last_only))
+        return vectors.to(next(self.backbone.parameters()).dtype)

@@ -42,7 +42,9 @@ class TeraconConfig(Config):
     # Users on which a past task is rehearsed: by relation (Eq. 15), as few as there can be, or all of them.
     sampling: Literal["relation", "minimum", "all"] = "relation"
     # annealed: the teacher's masks harden in every epoch like the student's; fixed: its final masks, so its answers
-    # are the same in every epoch.
+    # are the same in every epoch. It then encodes a user once per past task (on every rank that meets the user), and
+    # keeps D numbers, and some 700 bytes, for each. A vector is that of the batch in which the user was first met; in
+    # another batch it might be rounded otherwise.
     teacher_scale: Literal["annealed", "fixed"] = "annealed"
     with_pads: bool = False  # train `next_item` on pads too, as the official code does
 
@@ -57,11 +59,12 @@ class Teracon(Method):
         self.relations: RelationMasks | None = None  # the first task has a plain mask
         self.teacher: Teracon | None = None
         self.rates: list[float] = []
+        self._known: list[dict[int, torch.Tensor]] = []  # user vectors of the teacher, by past task and row
 
     def begin_task(self, task: TaskSpec) -> None:
         """Freezes a copy of what is known so far; the new task gets a head, embeddings, and all tasks relation maps."""
         if self.network.tasks:
-            self.teacher = None  # only the last one counts
+            self.end_task()  # only the last teacher counts
             self.teacher = copy.deepcopy(self).requires_grad_(False)
         super().begin_task(task)
         self.embeddings.add(like=next(self.network.parameters()))
@@ -69,6 +72,7 @@ class Teracon(Method):
             self.relations = RelationMasks(self.embeddings)
         rate = {"relation": FIRST_RATE, "minimum": MIN_RATE, "all": 1.0}[self.config.sampling]
         self.rates = [rate] * self.current
+        self._known = [{} for _ in self.rates]
 
     def mask_parameters(self) -> Iterable[nn.Parameter]:
         """Task embeddings and relation maps."""
@@ -95,7 +99,10 @@ class Teracon(Method):
             return loss, {}
         rates = loss.new_tensor(self.rates)
         errors = torch.stack(
-            [self._error(items_BL[rows], past, scale) for past, rows in enumerate(self._sample(len(items_BL)))]
+            [
+                self._error(items_BL[chosen], None if progress.rows is None else progress.rows[chosen], past, scale)
+                for past, chosen in enumerate(self._sample(len(items_BL)))
+            ]
         )
         retention = retention_loss(errors, rates)
         facts = {"train/task_loss": loss.item(), "train/retention": retention.item(), "train/rate": rates.mean().item()}
@@ -116,17 +123,27 @@ class Teracon(Method):
         return self.masks(number, self.config.max_scale)
 
     def end_task(self) -> None:
-        """Lets the teacher go."""
-        self.teacher = None
+        """Lets the teacher go, and what is known of it."""
+        self.teacher, self._known = None, []
 
-    def _error(self, items_BL: torch.Tensor, past: int, scale: float) -> torch.Tensor:
-        assert self.teacher is not None
-        with torch.no_grad():
-            taught_masks_KD = self.teacher.masks(past, self._teacher_scale(scale))
-            taught_BC = self.teacher.network.logits(items_BL, past, gate(taught_masks_KD))
+    def _error(self, items_BL: torch.Tensor, rows_B: torch.Tensor | None, past: int, scale: float) -> torch.Tensor:
+        taught_BC = self._taught(items_BL, rows_B, past, self._teacher_scale(scale))
         error = F.mse_loss(self.network.logits(items_BL, past, gate(self.masks(past, scale))), taught_BC)
         # Logits are in nats; a vector has no unit, so its error is relative to its size.
         return error / taught_BC.square().mean() if self.network.tasks[past].kind == "vector" else error
+
+    @torch.no_grad()
+    def _taught(self, items_BL: torch.Tensor, rows_B: torch.Tensor | None, past: int, scale: float) -> torch.Tensor:
+        """The teacher's logits, (B, C). Vectors are kept, not logits: there may be a million classes."""
+        assert self.teacher is not None
+        network, adapt = self.teacher.network, gate(self.teacher.masks(past, scale))
+        if rows_B is None or self.config.teacher_scale == "annealed":
+            return network.logits(items_BL, past, adapt)
+        known, rows = self._known[past], rows_B.tolist()
+        if places := {row: place for place, row in enumerate(rows) if row not in known}:
+            vectors_BD = network.vectors(items_BL[list(places.values())], past, adapt)
+            known.update(zip(places, vectors_BD, strict=True))
+        return network.heads[past](torch.stack([known[row] for row in rows]))
 
     def _sample(self, size: int) -> list[torch.Tensor]:
         """Rows of the batch on which each past task is rehearsed, each drawn on its own.

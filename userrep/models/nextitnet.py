@@ -29,6 +29,9 @@ class NextItNetConfig(Config):
 
     dim: int = Field(default=256, ge=1)
     dilations: tuple[int, ...] = Field(default=(1, 4, 1, 4, 1, 4, 1, 4), min_length=1)  # of the blocks
+    # A step costs as much as the items of its batch, not as the whole table: gradients of item embeddings are sparse,
+    # and a step moves none but those of its items (`training/continual_step.py`).
+    sparse_items: bool = False
 
 
 class NextItNet(Backbone):
@@ -44,7 +47,7 @@ class NextItNet(Backbone):
         """
         super().__init__()
         self.dim, self.num_points = config.dim, 2 * len(config.dilations)
-        self.item_embedding = nn.Embedding(num_items, config.dim)
+        self.item_embedding = nn.Embedding(num_items, config.dim, sparse=config.sparse_items)
         self.blocks = nn.ModuleList(Block(config.dim) for _ in config.dilations)
         self._dilations = tuple(d * factor for d in config.dilations for factor in (1, 2))
         if item_VD is None:
@@ -105,15 +108,26 @@ def _convolve(
 
     For the backward pass it keeps the input, not what is made of it, nor the three copies of that which it reads.
     """
-    read_NX = _read(change(x_ND), layer)
+    device = x_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def read(x_ND: torch.Tensor) -> torch.Tensor:
+        if dtype is None:
+            return _read(change(x_ND), layer)
+        # From float32, so that gradients of a position that many read, as they read a pad, are added up in it.
+        return _read(change(x_ND).float(), layer).to(dtype)
+
+    read_NX = read(x_ND)
     source_ND, address = x_ND.detach(), read_NX.data_ptr()  # the hooks must not keep the copies themselves
 
     def pack(saved: torch.Tensor) -> torch.Tensor | None:
         return None if saved.data_ptr() == address else saved
 
     def unpack(kept: torch.Tensor | None) -> torch.Tensor:
-        with torch.no_grad():
-            return _read(change(source_ND), layer) if kept is None else kept
+        if kept is not None:
+            return kept
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype is not None):  # the backward pass is not
+            return read(source_ND)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return conv(read_NX)

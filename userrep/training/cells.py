@@ -31,6 +31,7 @@ from userrep.manifest import (
     write_manifest,
 )
 from userrep.training.backbones import BackboneConfig, NextItNetBackbone
+from userrep.training.objective import Precision
 
 METHOD_FILE = "method.safetensors"
 LESSON_FILE = "lesson.json"
@@ -62,6 +63,7 @@ class ContinualConfig(Config):
     patience: int = Field(default=5, ge=1)
     patience_steps: int = Field(default=300, ge=0)
     evaluation_batch_size: int = Field(default=256, ge=1)  # samples whose logits exist at a time
+    precision: Precision = "float32"  # of the backbone's matrix products; weights, heads and losses are float32
 
     def of_task(self, number: int) -> TaskTraining:
         """Settings of a task by its place in the order, from 0."""

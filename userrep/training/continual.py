@@ -48,7 +48,7 @@ from userrep.training.cells import (
     write_lesson,
 )
 from userrep.training.checkpoint import load_model
-from userrep.training.continual_step import take_step
+from userrep.training.continual_step import Optimizers, open_optimizers, take_step
 from userrep.training.state import NonFiniteLossError
 from userrep.training.task_scores import Scored, mask_similarity, score_task
 
@@ -134,6 +134,7 @@ class _Course:
         self._report = report
         self._seed(_Draw.INIT)
         self.method: Method = build_method(cell.method, cell.options, backbones.new)
+        self.method.network.precision = getattr(torch, cell.training.precision)
         _check_first_task(self.method, cell, self.tasks[0], backbones)
         if backbones.pretrained is not None:
             self.method.network.backbone.load_state_dict(dict(backbones.pretrained))
@@ -186,14 +187,12 @@ class _Course:
         name, settings = self.method.phases[phase], self.cell.training.of_task(numbers[0])
         self._seed(_Draw.PHASE, numbers[-1], phase)
         self.method.begin_phase(name)
-        # Source: Sein-Kim/TERACON@b48e074: betas .9 and .999, eps 1e-8, no weight decay. Differs: masks have a learning
-        # rate of their own.
-        optimizer = torch.optim.Adam(self.method.parameter_groups(settings.learning_rate), fused=True)
+        optimizers = open_optimizers(self.method, settings.learning_rate)
         curve = [self._validate(numbers, name, 0, 0.0)]
         best_loss, best_epoch, best_step, best = math.inf, 0, 0, {}
         for epoch in range(1, settings.max_epochs + 1):
             started = time.perf_counter()
-            self._train_epoch(optimizer, numbers, phase, epoch)
+            self._train_epoch(optimizers, numbers, phase, epoch)
             seconds = time.perf_counter() - started
             curve.append(self._validate(numbers, name, epoch, seconds))
             if (loss := self._relative_loss(curve[-1].losses)) < best_loss:
@@ -220,13 +219,13 @@ class _Course:
     def _is_enough(self, epochs: int, steps: int) -> bool:
         return epochs >= self.cell.training.patience and steps >= self.cell.training.patience_steps
 
-    def _train_epoch(self, optimizer: torch.optim.Optimizer, numbers: range, phase: int, epoch: int) -> None:
+    def _train_epoch(self, optimizers: Optimizers, numbers: range, phase: int, epoch: int) -> None:
         self.method.train()
         batches = self._batches(numbers, phase, epoch)
         for step, (number, samples) in enumerate(batches):
             torch.manual_seed(_mix(self.cell.seed, _Draw.STEP, numbers[-1], phase, epoch, step, rank()))
             progress = Progress(step, len(batches), number if self.method.is_joint else None)
-            metrics = take_step(self.method, optimizer, self.tasks[number], self.sequences, samples, progress)
+            metrics = take_step(self.method, optimizers, self.tasks[number], self.sequences, samples, progress)
             if not all(map(math.isfinite, metrics.values())):
                 name = self.method.phases[phase]
                 raise _non_finite(self.cell, self.tasks[number].name, name, epoch, step, self.num_steps, metrics)
