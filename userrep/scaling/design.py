@@ -46,8 +46,8 @@ def next_cells(
     With the covariance S of the parameters and the gradients g of the target and j of a candidate's log loss, a cell
     removes (g' S j)**2 / (1 + j' S j) of the variance g' S g. Nothing is fitted, so thousands of candidates are cheap.
 
-    Source: sequential design for the c-criterion (Atkinson, Donev and Tobias, Optimum Experimental Designs, 2007,
-    section 10.2), linearised at the fit. Differs: none.
+    Source: sequential design for the c-criterion (Atkinson, Donev and Tobias, Optimum Experimental Designs, 2007),
+    linearised at the fit. Differs: covariance of least squares; under a Huber loss it is larger by one factor for all.
 
     Args:
         fit: of the cells so far.

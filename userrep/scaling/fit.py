@@ -161,8 +161,8 @@ class Fit:
         width = (estimate.high - estimate.low) / estimate.value
         if not width <= MAX_RELATIVE_WIDTH:
             found.append(
-                f"the 95% interval {estimate.low:.3g} to {estimate.high:.3g} is {width:.0%} of the value wide, "
-                f"of at most {MAX_RELATIVE_WIDTH:.0%}"
+                f"the 95% interval {estimate.low:.3g} to {estimate.high:.3g} is {width:.2g} times the value wide, "
+                f"of at most {MAX_RELATIVE_WIDTH:g}"
             )
         lowest, highest = EXPONENT_RANGE
         # The exponents that a compute exponent is made of are looked at on their own.
@@ -177,9 +177,9 @@ def fit_law(
     """Fits a law under a Huber loss on log residuals, and resamples it.
 
     Source: loss from arXiv 2203.15556, section 3.3. Bootstrap-t from Efron and Tibshirani, An Introduction to the
-    Bootstrap (1993), section 12.5; smoothed, since only then does it gain its accuracy for absolute values (Horowitz,
-    Econometrica 66, 1998).
-    Differs: scaling-law papers resample cells and take percentiles (arXiv 2404.10102). Here errors are resampled: the
+    Bootstrap (1993), section 12.5. That it gains its accuracy for medians only with smoothing: Brown, Hall and Young,
+    Biometrika 88 (2001).
+    Differs: scaling-law papers resample cells (arXiv 2404.10102). Here errors are resampled: the
     places of the cells are chosen, not drawn, and a resample without the corners of the design knows less than the
     sweep does. Signs are random, because 20 residuals are too few to show that noise leans to one side.
 

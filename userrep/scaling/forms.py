@@ -85,7 +85,7 @@ class PowerLaw:
 
     theta is [log E, log A_1 .. log A_K, alpha_1 .. alpha_K] with A_k at the centre of the cells.
 
-    Source: arXiv 2203.15556, section 3.3 (approach 3), and its log-sum-exp form in appendix D.3. Variable projection:
+    Source: arXiv 2203.15556, section 3.3 (approach 3), and its log-sum-exp form in appendix D.2. Variable projection:
     given the exponents, the rest is a linear problem (Golub and Pereyra 1973); for scaling laws,
     Open-Athena/scaling-law-analysis.
     Differs: any number of factors; the inner problem is least squares of relative residuals, reweighted towards the

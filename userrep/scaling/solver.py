@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from userrep.scaling.forms import Form
 
-HUBER_DELTA = 1e-3  # of log loss: arXiv 2203.15556, appendix D.3
+HUBER_DELTA = 1e-3  # of log loss: arXiv 2203.15556, appendix D.2
 POLISHED_STARTS = 16  # best points of the grid that are polished; neighbours of one minimum take up several
 BATCH_NUMBERS = 2_000_000  # of Jacobians that are held at once: 16 MB
 DAMPING = (1e-3, 1e-12, 1e6)  # at the start; the least; where no step helps any more
@@ -49,7 +49,7 @@ def huber_loss(residual_RM: np.ndarray, delta: float) -> np.ndarray:
 def best_parameters(form: Form, log_MK: np.ndarray, log_loss_M: np.ndarray, delta: float) -> np.ndarray:
     """The parameters (P,) of least Huber loss: grid with inner linear problems, polish of the best, L-BFGS at the end.
 
-    Source: arXiv 2203.15556, appendix D.3: L-BFGS from a grid of starts over all five parameters.
+    Source: arXiv 2203.15556, appendix D.2: L-BFGS from a grid of starts over all five parameters.
     Differs: the grid is over exponents only (see `PowerLaw`); what is minimised is the sum over cells, divided by delta
     squared: the loss is of the order of delta, and an optimiser with the usual tolerances stops early on its mean
     (Besiroglu et al., arXiv 2404.10102).
