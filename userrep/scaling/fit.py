@@ -1,10 +1,10 @@
 """Fits a scaling law to the cells of a sweep, with intervals that hold at 6 to 30 cells, and says what it cannot say.
 
-Intervals are bootstrap-t. With few cells, percentiles of resampled fits are too narrow (of 6 cells they held the truth
-in 89 of 100 synthetic sweeps), because they take the spread of the residuals for known. So the deviation of every
-resample is divided by its own standard error, and the quantiles of that ratio are multiplied by the standard error of
-the fit. Errors are drawn from the residuals and smoothed by a normal kernel: a Huber loss of small delta is nearly a
-sum of absolute values, whose resamples of bare residuals pile up on a few values.
+Intervals are bootstrap-t. With few cells, percentiles of resampled fits are too narrow, because they take the spread of
+the residuals for known: of 6 cells, by more than a tenth. So the deviation of every resample is divided by its own
+standard error, and the quantiles of that ratio are multiplied by the standard error of the fit. Errors are drawn from
+the residuals and smoothed by a normal kernel: a Huber loss of small delta is nearly a sum of absolute values, whose
+resamples of bare residuals pile up on a few values.
 
 Legend: `R` resamples, `M` cells, `K` factors, `P` parameters, `T` residuals that tell of the noise.
 """
@@ -179,9 +179,9 @@ def fit_law(
     Source: loss from arXiv 2203.15556, section 3.3. Bootstrap-t from Efron and Tibshirani, An Introduction to the
     Bootstrap (1993), section 12.5. That it gains its accuracy for medians only with smoothing: Brown, Hall and Young,
     Biometrika 88 (2001).
-    Differs: scaling-law papers resample cells (arXiv 2404.10102). Here errors are resampled: the
-    places of the cells are chosen, not drawn, and a resample without the corners of the design knows less than the
-    sweep does. Signs are random, because 20 residuals are too few to show that noise leans to one side.
+    Differs: scaling-law papers resample cells (arXiv 2404.10102). Here errors are resampled: the places of the cells
+    are chosen, not drawn, and a resample without the corners of the design knows less than the sweep does. Signs are
+    random, because 20 residuals are too few to show that noise leans to one side.
 
     Args:
         form: of the law.
