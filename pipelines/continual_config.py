@@ -7,14 +7,13 @@ from pydantic import Field, PositiveInt, model_validator
 
 from userrep.config import Config, ConfigError, digest_json
 from userrep.continual.catalog import METHODS
-from userrep.data.shard_tasks import Question, name_of, shard_tasks
+from userrep.data.shard_tasks import FIRST_TASK, Question, name_of, shard_tasks
 from userrep.data.sources.movielens import MovieLensSource
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.task_sources import ml1m_tasks, synthetic_tasks
-from userrep.data.tasks import TaskKind, TaskSet, TaskSplit, noisy_task, vector_task
+from userrep.data.tasks import TaskSet, TaskSplit, noisy_task, vector_task
 from userrep.data.ttl import TtlTask, ttl_tasks
-from userrep.manifest import read_manifest
 from userrep.training.cells import Cell, ContinualConfig, digest_tasks
 
 NOISE = "noise"  # name of the task that nothing can be learned from
@@ -53,7 +52,7 @@ class TtlFile(Config):
     """A task after the first one, and its file."""
 
     name: str
-    kind: TaskKind
+    kind: Literal["item", "label"]
     path: Path
 
 
@@ -80,9 +79,11 @@ class ShardTasks(Config):
 
     @model_validator(mode="after")
     def _names_nothing_twice(self) -> Self:
-        names = [name_of(question) for question in self.questions]
+        names = [FIRST_TASK, NOISE, *(name_of(question) for question in self.questions)]
         if len(set(names)) < len(names):
-            raise ValueError(f"questions {names} have a name twice: give one of them a `name`")
+            raise ValueError(
+                f"questions {names[2:]} have a name twice, or {FIRST_TASK!r} or {NOISE!r}: give one of them a `name`"
+            )
         return self
 
     def build(self, split: TaskSplit) -> TaskSet:
@@ -100,7 +101,7 @@ class MethodChoice(Config):
     def _exists(self) -> Self:
         if self.name not in METHODS:
             raise ValueError(f"unknown method {self.name!r}: use one of {', '.join(METHODS)}")
-        METHODS[self.name][0].parse(self.options)
+        METHODS[self.name].options.parse(self.options)
         return self
 
 
@@ -134,14 +135,24 @@ class ContinualJobConfig(Config):
                 raise ValueError(f"{what} {values} has an entry twice: its cells would be the same")
         return self
 
+    @model_validator(mode="after")
+    def _methods_suit_the_backbone(self) -> Self:
+        names = [choice.name for choice in self.methods if not METHODS[choice.name].method.takes_pretrained]
+        if names and self.training.backbone.kind == "clue":
+            raise ValueError(f"methods {', '.join(names)} cannot go on from a pretrained backbone: leave them out")
+        return self
+
     def pinned(self) -> Self:
-        """With the digest of the encoder that the backbone is made from: another encoder makes other cells."""
+        """With the digest of the encoder that the backbone is made from: another encoder makes other cells.
+
+        Raises:
+            ConfigError: the config has a digest, and it is that of another encoder.
+        """
         encoder = self.training.backbone.encoder
         if encoder is None:
             return self
-        path = encoder.path.resolve()
-        key = "training.backbone.encoder"
-        return self.with_overrides([f"{key}.path={path}", f"{key}.digest={read_manifest(path).digest()}"])
+        backbone = self.training.backbone.model_copy(update={"encoder": encoder.pinned()})
+        return self.model_copy(update={"training": self.training.model_copy(update={"backbone": backbone})})
 
     def identity(self, tasks: TaskSet) -> str:
         """Digest of what cells must share to be compared: data, split and training; not noise, which may come later.
@@ -150,12 +161,14 @@ class ContinualJobConfig(Config):
             tasks: of seed 0.
         """
         own = tuple(task for task in tasks.tasks if task.name != NOISE)
-        return digest_json({"tasks": digest_tasks(tasks, own), "training": self.training.model_dump(mode="json")})
+        digest = digest_tasks(tasks, own, self.training.reads_texts)
+        return digest_json({"tasks": digest, "training": self.training.model_dump(mode="json")})
 
     def build_tasks(self, seed: int = 0) -> TaskSet:
         """The tasks as cells with this seed have them, with the one of noise where an order names it.
 
-        Every seed holds out other users, so what is said over seeds is not about a few users alone.
+        Every seed holds out other users, so what is said over seeds is not about a few users alone; but for shards,
+        which have one split.
         """
         split = self.split.model_copy(update={"seed": self.split.seed + seed})
         tasks = self.tasks.build(split)
@@ -164,7 +177,8 @@ class ContinualJobConfig(Config):
             vector = vector_task(first.name, tasks.sequences, first.split)
             tasks = TaskSet(tasks.sequences, (vector, *later), tasks.facts)
         if any(NOISE in order for order in self.orders):
-            noise = noisy_task(tasks.sequences, split, seed=split.seed)
+            own_split = tasks.tasks[0].split if isinstance(self.tasks, ShardTasks) else split
+            noise = noisy_task(tasks.sequences, own_split, seed=split.seed)
             return TaskSet(tasks.sequences, (*tasks.tasks, noise), tasks.facts)
         return tasks
 

@@ -1,4 +1,4 @@
-"""Tokenized shards as lists and dicts, written to files row by row, and what samples of them must look like."""
+"""Shards as lists and dicts, written to files row by row, and what samples of them must look like."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from userrep.data.assemble import items_file, users_file
 from userrep.data.split import SPLITS
-from userrep.schema import SHARD_ITEMS, SHARD_USERS
+from userrep.manifest import Manifest, write_manifest
+from userrep.schema import SHARD_ITEMS, SHARD_ITEMS_TEXT, SHARD_USERS
 
 Event = tuple[str, int | None]  # item id, time
 
@@ -18,6 +19,7 @@ class User(NamedTuple):
     user_id: str
     split: str
     histories: dict[int, list[Event]]  # by service index, ascending; oldest event first
+    labels: tuple[tuple[str, str], ...] = ()  # of the profile
 
 
 Group = list[User]
@@ -58,17 +60,31 @@ def tables(draw: st.DrawFn, max_groups: int = 4) -> list[list[Group]]:
     return shards
 
 
-def write_shards(directory: Path, shards: list[list[Group]]) -> list[dict[str, Any]]:
-    """Writes every shard by plain lists of rows. Returns the facts that a manifest would hold."""
+def item_text(item_id: str) -> str:
+    """Text of an item, a function of its id."""
+    return f"text of {item_id}"
+
+
+def write_shards(directory: Path, shards: list[list[Group]], has_tokens: bool = True) -> list[dict[str, Any]]:
+    """Writes every shard by plain lists of rows, with tokens of the items or, as they are ingested, with texts.
+
+    Returns the facts that a manifest would hold.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    return [_write_shard(directory, number, row_groups) for number, row_groups in enumerate(shards)]
+    return [_write_shard(directory, number, row_groups, has_tokens) for number, row_groups in enumerate(shards)]
 
 
-def _write_shard(directory: Path, shard: int, row_groups: list[Group]) -> dict[str, Any]:
-    facts = []
+def write_ingested(directory: Path, services: list[str], shards: list[list[Group]]) -> None:
+    """A committed table of shards as they are ingested."""
+    facts = {"services": services, "shards": write_shards(directory, shards, has_tokens=False)}
+    write_manifest(directory, Manifest(table="shards_text", stage="ingest", config={}, facts=facts))
+
+
+def _write_shard(directory: Path, shard: int, row_groups: list[Group], has_tokens: bool) -> dict[str, Any]:
+    facts, items_schema = [], SHARD_ITEMS if has_tokens else SHARD_ITEMS_TEXT
     with (
         pq.ParquetWriter(directory / users_file(shard), SHARD_USERS) as users_writer,
-        pq.ParquetWriter(directory / items_file(shard), SHARD_ITEMS) as items_writer,
+        pq.ParquetWriter(directory / items_file(shard), items_schema) as items_writer,
     ):
         for group in row_groups:
             dictionary = sorted({item for user in group for view in user.histories.values() for item, _ in view})
@@ -85,13 +101,14 @@ def _write_shard(directory: Path, shard: int, row_groups: list[Group]) -> dict[s
                         }
                         for service, view in user.histories.items()
                     ],
-                    "labels": [],
+                    "labels": list(user.labels),
                 }
                 for user in group
             ]
-            items = [{"item_id": item, "tokens": item_tokens(item)} for item in dictionary]
+            of_item = {"tokens": item_tokens} if has_tokens else {"text": item_text}
+            items = [{"item_id": item, **{name: of(item) for name, of in of_item.items()}} for item in dictionary]
             users_writer.write_table(pa.Table.from_pylist(users, schema=SHARD_USERS))
-            items_writer.write_table(pa.Table.from_pylist(items, schema=SHARD_ITEMS))
+            items_writer.write_table(pa.Table.from_pylist(items, schema=items_schema))
             samples = {
                 split: {kind: len(list_samples(group, (kind,), split)) for kind in ("service", "time", "mixed")}
                 for split in SPLITS

@@ -1,6 +1,7 @@
 """What a cell's directory holds, and what is refused as such."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from userrep.config import ConfigError
 from userrep.data.tasks import ItemSequences, Task, TaskSet
 from userrep.evaluation.transfer import backward_transfer
 from userrep.manifest import IncompleteTableError, read_manifest, verify_files
+from userrep.training.backbones import EncoderTable, NextItNetBackbone, PretrainedClue
 from userrep.training.cells import (
     LESSON_FILE,
     METHOD_FILE,
@@ -121,12 +123,34 @@ def test_the_directory_of_another_cell_is_refused(other: dict[str, Any], tmp_pat
 def test_the_digest_ignores_tasks_that_are_not_in_the_cell() -> None:
     tasks, cell = tiny_tasks(), tiny_cell(order=("T1", "T3"))
     other = changed(tasks, "labels")
-    assert digest_tasks(tasks, choose_tasks(cell, tasks)) == digest_tasks(other, choose_tasks(cell, other))
-    every = tiny_cell()
-    assert digest_prefixes(tasks, choose_tasks(every, tasks)) == tuple(
-        digest_tasks(tasks, choose_tasks(every.until(number), tasks)) for number in (1, 2, 3)
+    assert digest_tasks(tasks, choose_tasks(cell, tasks), False) == digest_tasks(
+        other, choose_tasks(cell, other), False
     )
-    assert digest_tasks(tasks, choose_tasks(every, tasks)) != digest_tasks(other, choose_tasks(every, other))
+    every = tiny_cell()
+    assert digest_prefixes(tasks, choose_tasks(every, tasks), False) == tuple(
+        digest_tasks(tasks, choose_tasks(every.until(number), tasks), False) for number in (1, 2, 3)
+    )
+    assert digest_tasks(tasks, choose_tasks(every, tasks), False) != digest_tasks(
+        other, choose_tasks(every, other), False
+    )
+
+
+def test_texts_of_items_count_where_they_are_read() -> None:
+    tasks = tiny_tasks()
+    texts = tuple(f"text {number}" for number in range(tasks.sequences.num_items))
+    found = {
+        with_texts: {
+            digest_tasks(replace(tasks, sequences=replace(tasks.sequences, texts=known)), tasks.tasks, with_texts)
+            for known in (None, texts, (*texts[:-1], "another one"))
+        }
+        for with_texts in (False, True)
+    }
+    assert [len(found[with_texts]) for with_texts in (False, True)] == [1, 3]
+    plain = tiny_cell().training
+    assert not plain.reads_texts
+    encoder = EncoderTable(path=Path("encoder"))
+    for backbone in (NextItNetBackbone(encoder=encoder), PretrainedClue(encoder=encoder)):
+        assert plain.model_copy(update={"backbone": backbone}).reads_texts
 
 
 def test_what_cannot_be_taught_is_refused(tmp_path: Path) -> None:

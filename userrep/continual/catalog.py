@@ -1,7 +1,7 @@
 """All methods by their names in configs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from userrep.config import Config, ConfigError
 from userrep.continual.baselines import FineAll, Mtl, SinMo
@@ -21,18 +21,23 @@ class NoOptions(Config):
     """Of a method without options."""
 
 
-Build = Callable[[Network, Any, NewBackbone], Method]
+class Entry(NamedTuple):
+    """A method of the catalog."""
 
-# Class of the options, and what makes the method with them.
-METHODS: dict[str, tuple[type[Config], Build]] = {
-    "sinmo": (NoOptions, lambda network, _, new_backbone: SinMo(network, new_backbone)),
-    "fineall": (NoOptions, lambda network, *_: FineAll(network)),
-    "mtl": (NoOptions, lambda network, *_: Mtl(network)),
-    "peterrec": (PeterRecConfig, lambda network, config, _: PeterRec(network, config)),
-    "piggyback": (PiggybackConfig, lambda network, config, _: Piggyback(network, config)),
-    "hat": (HatConfig, lambda network, config, _: Hat(network, config)),
-    "conure": (ConureConfig, lambda network, config, _: Conure(network, config)),
-    "teracon": (TeraconConfig, lambda network, config, _: Teracon(network, config)),
+    options: type[Config]
+    method: type[Method]
+    build: Callable[[Network, Any, NewBackbone], Method]
+
+
+METHODS: dict[str, Entry] = {
+    "sinmo": Entry(NoOptions, SinMo, lambda network, _, new_backbone: SinMo(network, new_backbone)),
+    "fineall": Entry(NoOptions, FineAll, lambda network, *_: FineAll(network)),
+    "mtl": Entry(NoOptions, Mtl, lambda network, *_: Mtl(network)),
+    "peterrec": Entry(PeterRecConfig, PeterRec, lambda network, config, _: PeterRec(network, config)),
+    "piggyback": Entry(PiggybackConfig, Piggyback, lambda network, config, _: Piggyback(network, config)),
+    "hat": Entry(HatConfig, Hat, lambda network, config, _: Hat(network, config)),
+    "conure": Entry(ConureConfig, Conure, lambda network, config, _: Conure(network, config)),
+    "teracon": Entry(TeraconConfig, Teracon, lambda network, config, _: Teracon(network, config)),
 }
 
 
@@ -49,5 +54,5 @@ def build_method(name: str, options: dict[str, Any], new_backbone: NewBackbone) 
     """
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}: use one of {', '.join(METHODS)}")
-    config_class, build = METHODS[name]
-    return build(Network(new_backbone()), config_class.parse(options), new_backbone)
+    entry = METHODS[name]
+    return entry.build(Network(new_backbone()), entry.options.parse(options), new_backbone)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from userrep.config import Config, ConfigError
-from userrep.data.assemble import items_file, users_file
+from userrep.data.assemble import NO_TIME, items_file, users_file
 from userrep.data.task_builder import EventLog, TaskBuilder, places_from_end
 from userrep.data.tasks import TaskSet
 from userrep.manifest import read_manifest
@@ -66,7 +66,7 @@ def shard_tasks(
         max_users: so many users are read, >= 1, shard by shard; all of them are in memory.
 
     Raises:
-        ConfigError: a service or a label that there is not.
+        ConfigError: a service or a label that there is not, or no user with two events that are in no question.
         IncompleteTableError: the directory holds no committed table.
     """
     manifest = read_manifest(directory)
@@ -103,6 +103,8 @@ def _read(directory: Path, num_shards: int, max_users: int) -> tuple[EventLog, n
                 users.append(user_file.read_row_group(group, COLUMNS).slice(0, max_users - num_users))
                 items.append(item_file.read_row_group(group, ["item_id", "text"]))
                 num_users += users[-1].num_rows
+    if not num_users:
+        raise ConfigError(f"{directory} holds no user: ingest more data")
     bases = np.cumsum([0, *(table.num_rows for table in items)])
     entries = pa.concat_tables(items).combine_chunks()
     encoded = entries["item_id"].combine_chunks().dictionary_encode()
@@ -131,7 +133,7 @@ def _read(directory: Path, num_shards: int, max_users: int) -> tuple[EventLog, n
 
 
 def _events(users: pa.Table, number_of_entry: np.ndarray) -> dict[str, np.ndarray]:
-    """User, item, service, time (-1 where unknown) and place in its history of every event of a row group."""
+    """User, item, service, time (NO_TIME where unknown) and place in its history of every event of a row group."""
     histories = users["histories"].combine_chunks()
     references, times = (pc.struct_field(histories.flatten(), name) for name in ("items", "times"))
     counts = references.value_lengths().to_numpy()
@@ -142,6 +144,6 @@ def _events(users: pa.Table, number_of_entry: np.ndarray) -> dict[str, np.ndarra
         "user": np.repeat(history_users, counts),
         "item": number_of_entry[references.flatten().to_numpy()].astype(np.int64),
         "service": np.repeat(services, counts),
-        "time": times.flatten().fill_null(-1).to_numpy(),
+        "time": times.flatten().fill_null(NO_TIME).to_numpy(),
         "place": np.arange(counts.sum()) - np.repeat(starts, counts),
     }

@@ -224,7 +224,7 @@ def vector_task(name: str, sequences: ItemSequences, split: np.ndarray) -> Task:
 
 
 def noisy_task(
-    sequences: ItemSequences, split: TaskSplit, seed: int, share: float = 0.5, num_classes: int = 50
+    sequences: ItemSequences, split: TaskSplit | np.ndarray, seed: int, share: float = 0.5, num_classes: int = 50
 ) -> Task:
     """A task that nothing can be learned from: random labels of random users.
 
@@ -232,7 +232,7 @@ def noisy_task(
 
     Args:
         sequences: whose users are drawn.
-        split: as of the other tasks.
+        split: as of the other tasks; or the split of each row, int8 (U,).
         seed: of users and labels.
         share: of the users, in (0, 1].
         num_classes: labels are uniform over [0, num_classes).
@@ -243,7 +243,8 @@ def noisy_task(
     rows = np.sort(rng.choice(num_users, round(share * num_users), replace=False))
     labels = rng.integers(0, num_classes, len(rows))
     classes = tuple(map(str, range(num_classes)))
-    return Task("noise", "label", rows, labels, classes, split_samples(rows, sequences.keys, split))
+    parts = split_samples(rows, sequences.keys, split) if isinstance(split, TaskSplit) else split[rows]
+    return Task("noise", "label", rows, labels, classes, parts)
 
 
 def is_left_padded(items: np.ndarray) -> np.ndarray:

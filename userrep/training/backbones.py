@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -31,6 +31,19 @@ class EncoderTable(Config):
 
     path: Path
     digest: str = ""  # of its manifest; part of what identifies a cell, so that another encoder is another cell
+
+    def pinned(self) -> Self:
+        """With an absolute path and the digest of what is there.
+
+        Raises:
+            ConfigError: there is another encoder than that of the digest.
+            IncompleteTableError: there is none.
+        """
+        path = self.path.resolve()
+        received = read_manifest(path).digest()
+        if self.digest not in ("", received):
+            raise ConfigError(f"{path} is encoder {received}, and {self.digest} is needed: it was trained anew since")
+        return self.model_copy(update={"path": path, "digest": received})
 
 
 class NextItNetBackbone(NextItNetConfig):
@@ -77,7 +90,7 @@ def open_backbone(config: NextItNetBackbone | PretrainedClue, sequences: ItemSeq
     if config.encoder is None:
         assert isinstance(config, NextItNetBackbone)
         return BackboneSource(partial(NextItNet, config, sequences.num_items))
-    clue = _load(config.encoder).to(device)
+    clue = load_encoder(config.encoder.pinned().path).to(device)
     item_VD = item_vectors(clue, config.encoder.path, sequences)
     if isinstance(config, NextItNetBackbone):
         if config.dim != clue.dim:
@@ -101,11 +114,3 @@ def item_vectors(clue: Clue, directory: Path, sequences: ItemSequences) -> torch
     offsets = np.cumsum([0, *map(len, ids)])
     vector_VD = encode_items(clue, np.concatenate(ids), offsets)
     return torch.cat([torch.zeros_like(vector_VD[:1]), vector_VD])
-
-
-def _load(table: EncoderTable) -> Clue:
-    if table.digest and (received := read_manifest(table.path).digest()) != table.digest:
-        raise ConfigError(
-            f"{table.path} is encoder {received}, and {table.digest} is needed: it was trained anew since"
-        )
-    return load_encoder(table.path)

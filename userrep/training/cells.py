@@ -5,6 +5,7 @@ joint method. A lesson's directory `task-00`, `task-01`, ... (by its last task) 
 and never changes. Directories and results are read without a model.
 """
 
+import json
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -64,6 +65,11 @@ class ContinualConfig(Config):
     patience_steps: int = Field(default=300, ge=0)
     evaluation_batch_size: int = Field(default=256, ge=1)  # samples whose logits exist at a time
     precision: Precision = "float32"  # of the backbone's matrix products; weights, heads and losses are float32
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether texts of the items have an influence."""
+        return self.backbone.encoder is not None
 
     def of_task(self, number: int) -> TaskTraining:
         """Settings of a task by its place in the order, from 0."""
@@ -165,11 +171,19 @@ def choose_tasks(cell: Cell, tasks: TaskSet) -> tuple[Task, ...]:
     return tuple(known[name] for name in cell.order)
 
 
-def digest_prefixes(tasks: TaskSet, chosen: tuple[Task, ...]) -> tuple[str, ...]:
-    """Hex digests (12 characters) of all that training and evaluation read until each of the tasks has been taught."""
+def digest_prefixes(tasks: TaskSet, chosen: tuple[Task, ...], with_texts: bool) -> tuple[str, ...]:
+    """Hex digests (12 characters) of all that training and evaluation read until each of the tasks has been taught.
+
+    Args:
+        tasks: of the data set.
+        chosen: those of them that are taught, in their order.
+        with_texts: whether texts of the items are read, `ContinualConfig.reads_texts`.
+    """
     digests = []
     digest = sha256(f"{tasks.sequences.num_items} {tasks.sequences.items.shape}".encode())
     digest.update(tasks.sequences.items.tobytes())
+    if with_texts:
+        digest.update(json.dumps(tasks.sequences.texts).encode())
     for task in chosen:
         digest.update(f"{task.name} {task.kind} {task.num_classes} {len(task.rows)}".encode())
         for values in (task.rows, task.labels, task.split):
@@ -178,9 +192,9 @@ def digest_prefixes(tasks: TaskSet, chosen: tuple[Task, ...]) -> tuple[str, ...]
     return tuple(digests)
 
 
-def digest_tasks(tasks: TaskSet, chosen: tuple[Task, ...]) -> str:
-    """Hex digest (12 characters) of all that training and evaluation read."""
-    return digest_prefixes(tasks, chosen)[-1]
+def digest_tasks(tasks: TaskSet, chosen: tuple[Task, ...], with_texts: bool) -> str:
+    """Hex digest (12 characters) of all that training and evaluation read; see `digest_prefixes`."""
+    return digest_prefixes(tasks, chosen, with_texts)[-1]
 
 
 def lesson_directory(directory: Path, number: int) -> Path:

@@ -91,7 +91,7 @@ def run_cell(
         ConfigError: unknown method, option or task; or the directory belongs to something else.
         NonFiniteLossError: on every rank, where a loss or a gradient is not finite on any.
     """
-    data_digests = digest_prefixes(tasks, choose_tasks(cell, tasks))
+    data_digests = digest_prefixes(tasks, choose_tasks(cell, tasks), cell.training.reads_texts)
     lessons = _agreed_lessons(directory, cell, data_digests, device)
     if rank() == 0:  # all ranks have read what is there, or they would not have come this far
         check()

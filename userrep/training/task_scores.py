@@ -3,7 +3,8 @@
 A task of kind `vector` is measured by retrieval: recall at 10 among users, of the later half of a sequence given the
 earlier one, and the reverse.
 
-Legend: `N` samples, `R` rows of item sequences, `C` classes, `M` tasks, `K` mask points, `D` width.
+Legend: `N` samples, `R` rows of item sequences, `U` users of a pool, `L` positions, `C` classes, `M` tasks, `K` mask
+points, `D` width.
 """
 
 import math
@@ -50,7 +51,10 @@ def score_task(
     """
     samples = task.samples(split)
     if task.kind == "vector":
-        return Scored(_recall(method, number, sequences.items[task.rows[samples[:MAX_POOL]]], batch_size), math.nan)
+        scores_UU = _similarities(method, number, sequences.items[task.rows[samples[:MAX_POOL]]], batch_size)
+        if not np.isfinite(scores_UU).all():
+            raise _non_finite(task, split)
+        return Scored(float(retrieval_hits(scores_UU)[10].mean()), math.nan)
     samples = samples[np.argsort(task.rows[samples], kind="stable")]
     rows, firsts = np.unique(task.rows[samples], return_index=True)
     borders = np.append(firsts, len(samples))  # samples of row r are [borders[r], borders[r + 1])
@@ -78,15 +82,19 @@ def score_task(
     method.train(was_training)
     gathered_N3 = all_gather_uneven(torch.cat(parts))
     if not gathered_N3.isfinite().all():
-        message = f"logits of task {task.name} are not finite for {split} users: lower its learning rate"
-        raise NonFiniteLossError(message, {"task": task.name, "split": split})
+        raise _non_finite(task, split)
     num_higher_N, num_same_N, loss_N = gathered_N3.cpu().numpy().T
     counts = num_higher_N.astype(np.int64), num_same_N.astype(np.int64)
     return Scored(mrr_at_k(*counts, METRIC_CUTOFFS[task.metric]), float(loss_N.mean()))
 
 
-def _recall(method: Method, number: int, items_UL: np.ndarray, batch_size: int) -> float:
-    """Every rank computes all of it: the users are few."""
+def _non_finite(task: Task, split: str) -> NonFiniteLossError:
+    message = f"logits of task {task.name} are not finite for {split} users: lower its learning rate"
+    return NonFiniteLossError(message, {"task": task.name, "split": split})
+
+
+def _similarities(method: Method, number: int, items_UL: np.ndarray, batch_size: int) -> np.ndarray:
+    """Cosines of earlier halves (rows) and later ones, (U, U). Every rank computes all of it: the users are few."""
     was_training = method.training
     method.eval()
     device = next(method.parameters()).device
@@ -103,7 +111,7 @@ def _recall(method: Method, number: int, items_UL: np.ndarray, batch_size: int) 
         for half_UL in halves(items_UL)
     )
     method.train(was_training)
-    return float(retrieval_hits((earlier_UD @ later_UD.T).double().cpu().numpy())[10].mean())
+    return (earlier_UD @ later_UD.T).double().cpu().numpy()
 
 
 def halves(items_UL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
