@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from pipelines.continual_config import MethodChoice
 from userrep.config import Config, ConfigError
+from userrep.continual.catalog import METHODS
 from userrep.data.ingest import IngestConfig
 from userrep.data.shard_tasks import FIRST_TASK, Question, name_of
 from userrep.data.sources.catalog import SourceConfig
@@ -47,6 +48,8 @@ class TeachConfig(Config):
             raise ValueError(f"questions {names} have a name twice, or {FIRST_TASK!r}: give one of them a `name`")
         for name in names:
             task_column(name)  # raises where the name cannot be that of a column
+        if not METHODS[self.method.name].method.takes_pretrained:
+            raise ValueError(f"method {self.method.name} cannot go on from a pretrained encoder: take another one")
         return self
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tokenized import User, write_shards
+from tests.support.ingested import SERVICES, draw_shards
+from tests.support.tokenized import User, write_ingested, write_shards
+from userrep.data.shard_tasks import LabelQuestion, shard_tasks
 from userrep.data.views import merge_row_groups, read_row_group
-from userrep.inference import embedding_rows, encode_users
+from userrep.inference import embedding_rows, encode_users, recent_items
 from userrep.models.clue import Clue, ClueConfig
 from userrep.publishing.table import write_part
 
@@ -57,10 +59,33 @@ def test_rows_state_what_they_were_computed_from(tmp_path: Path, model: Clue, dt
     write_shards(tmp_path / "shards", [[[user("both", "abca", "de"), unknown]]])
     group = read_row_group(tmp_path / "shards", 0, 0)
     vectors = encode_users(model, group, max_events=64)
-    rows = embedding_rows(group, vectors, dtype)
+    rows = embedding_rows(group, vectors, dtype, {})
     assert rows["num_events"].to_pylist() == [6, 2]
     assert rows["last_time"].to_pylist() == [21, None]
     np.testing.assert_allclose(
         np.stack(rows["embedding"].to_pylist()), vectors, atol=1e-6 if dtype == "float32" else 1e-3
     )
     assert write_part(tmp_path, 0, rows).rows == 2  # what the table format demands of rows holds
+
+
+@pytest.mark.parametrize("max_items", [2, 5, 50])
+def test_tasks_see_the_events_of_a_user_that_they_were_taught_on(tmp_path: Path, max_items: int) -> None:
+    shards = draw_shards(seed=3)
+    write_ingested(tmp_path / "ingested", SERVICES, shards)
+    write_shards(tmp_path / "tokenized", shards)
+    taught = shard_tasks(tmp_path / "ingested", [LabelQuestion(label="gender")], max_items, 1000).sequences
+    expected = {
+        user_id: [taught.item_ids[number] for number in row if number]
+        for user_id, row in zip(taught.user_ids.to_pylist(), taught.items, strict=True)
+    }
+    num_users = 0
+    for shard, row_groups in enumerate(shards):
+        for number in range(len(row_groups)):
+            group = read_row_group(tmp_path / "tokenized", shard, number)
+            item_ids = group.item_ids.to_pylist()
+            for user_id, row in zip(group.user_ids.to_pylist(), recent_items(group, max_items), strict=True):
+                seen = [item_ids[reference - 1] for reference in row if reference]
+                assert len(seen) == min(max_items, (row > 0).sum())
+                assert seen == expected.get(user_id, seen)  # tasks leave users with a single event out
+                num_users += user_id in expected
+    assert num_users == len(expected) > 10

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from userrep.continual.catalog import build_method
 from userrep.continual.network import TaskSpec
-from userrep.data.assemble import users_file
+from userrep.data.assemble import NO_TIME, users_file
 from userrep.data.task_builder import left_padded, places_from_end
 from userrep.data.tokenizer import check_digest
 from userrep.data.views import RowGroup, all_histories, read_row_group
@@ -83,7 +83,7 @@ def recent_items(group: RowGroup, max_items: int) -> np.ndarray:
     """
     counts_H = np.diff(group.history_offsets)
     users_E = np.repeat(np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets)), counts_H)
-    times_E = group.times.fill_null(-1).to_numpy()
+    times_E = group.times.fill_null(NO_TIME).to_numpy()
     order = np.lexsort([np.arange(len(users_E)), np.repeat(group.services, counts_H), times_E, users_E])
     order = order[places_from_end(users_E[order]) < max_items]
     return left_padded(users_E[order], group.items[order] + 1, len(group.keys), max_items)

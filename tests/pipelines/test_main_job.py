@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.dataset
 import pytest
+import torch
 
 from pipelines import tokenize
 from pipelines.config import JobConfig
@@ -17,8 +19,10 @@ from pipelines.job import Job
 from pipelines.mlflow_store import artifact_root, local_tracking_uri
 from pipelines.pretrain import training_curve
 from pipelines.run import STAGES, run
+from userrep.data.views import read_row_group
+from userrep.inference import TaskVectors
 from userrep.manifest import read_manifest
-from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, checkpoint_step, list_checkpoints
+from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, checkpoint_step, list_checkpoints, load_encoder
 from userrep.training.launch import train
 from userrep.training.settings import WorkersConfig
 from userrep.training.tracking import SPOOL_NAME
@@ -75,6 +79,31 @@ def test_pulled_table_equals_the_embedded_one(finished: Job) -> None:
     )
     assert pulled.equals(embedded)
     assert len(set(pulled["user_id"].to_pylist())) == pulled.num_rows == 800
+
+
+def test_every_task_has_a_column_under_its_mask(finished: Job) -> None:
+    tasks = summary_of(finished)["tasks"]
+    assert tasks["order"] == ["universal", "shop", "gender"]
+    assert tasks["metrics"] == ["recall_at_10", "mrr_at_5", "accuracy"]
+    for j, row in enumerate(tasks["matrix"]):
+        assert [score is not None for score in row] == [True] * (j + 1) + [False] * (2 - j)
+    table = pyarrow.dataset.dataset(sorted(finished.path("pulled").glob("part-*.parquet")), format="parquet").to_table()
+    assert table.schema.names[-2:] == ["embedding_shop", "embedding_gender"]
+    # The table by its own encoder, user by user, from the texts of the items.
+    taught = TaskVectors(finished.path("taught"))
+    encoder = load_encoder(finished.path("taught"))
+    rows = {row["user_id"]: row for row in table.to_pylist()}
+    group = read_row_group(finished.path("shards"), 1, 0)
+    vectors = taught.encode(encoder, group)
+    assert not np.allclose(vectors["shop"], vectors["gender"], atol=1e-3)
+    for name, vectors_ND in vectors.items():
+        published = np.array([rows[user_id][f"embedding_{name}"] for user_id in group.user_ids.to_pylist()])
+        np.testing.assert_allclose(published, vectors_ND, atol=1e-5)
+    assert not np.allclose(
+        load_encoder(finished.path("encoder")).user_encoder.head_out.weight.detach(),
+        encoder.user_encoder.head_out.weight.detach(),
+    )
+    assert torch.equal(load_encoder(finished.path("encoder")).token_embedding.weight, encoder.token_embedding.weight)
 
 
 def test_rerun_skips_every_stage_and_changes_nothing(finished: Job) -> None:
