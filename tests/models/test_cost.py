@@ -74,7 +74,7 @@ def test_the_loss_costs_what_torch_counts(form: str, negatives: str, tile_size: 
     config = ClueConfig(dim=16, num_heads=2, item_layers=0, service_layers=0, head_ratio=1)
     loss = LossConfig.parse({"form": form, "negatives": negatives, "tile_size": tile_size})
     batch = make_batch(2, users=61, longest_item=3, longest_history=2)
-    cost = step_cost(config, step_shape(batch, WHOLE, loss), form=loss.form)
+    cost = step_cost(config, step_shape(batch, WHOLE, loss))
     assert cost.loss.total > cost.total_flops / 5
     assert cost.total_flops == pytest.approx(counted(config, batch, WHOLE, loss), rel=EXACT)
 
@@ -133,7 +133,7 @@ def test_the_padded_figure_is_what_a_padded_batch_costs() -> None:
         history_offsets=np.arange(9) * longest,
     )
     # The sigmoid loss makes no tile twice, so all that is counted is forward and backward.
-    cost = step_cost(config, step_shape(batch, ChunkPlan(20, 2), loss), form="sigmoid")
+    cost = step_cost(config, step_shape(batch, ChunkPlan(20, 2), loss))
     assert cost.padded_flops == pytest.approx(counted(config, padded, WHOLE, loss), rel=EXACT)
     assert cost.padded_flops > cost.total_flops
 

@@ -14,7 +14,6 @@ Legend: `N` sequences, `D` width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 
@@ -61,6 +60,7 @@ class StepShape:
         items_again: items of chunks that are encoded a second time.
         histories_again: histories of such chunks.
         logits: pairs of an anchor and a positive that are compared, own positives included.
+        logits_again: of them, those that the backward pass compares once more.
         padded_items: every event's item, none recognised as equal to another, histories and items as long as the
             longest of the batch: what an implementation with one tensor of users x events x tokens encodes.
         padded_histories: the histories of that tensor.
@@ -71,6 +71,7 @@ class StepShape:
     items_again: Sequences
     histories_again: Sequences
     logits: float
+    logits_again: float
     padded_items: Sequences
     padded_histories: Sequences
 
@@ -80,6 +81,7 @@ class StepShape:
         item_lengths: np.ndarray,
         history_lengths: np.ndarray,
         logits: float,
+        logits_again: float,
         items_again: np.ndarray | None = None,
         histories_again: np.ndarray | None = None,
     ) -> "StepShape":
@@ -89,6 +91,7 @@ class StepShape:
             item_lengths: tokens of every unique item, (U,), each >= 1.
             history_lengths: events of every history, (H,), each >= 1; two histories a user.
             logits: as the attribute.
+            logits_again: as the attribute.
             items_again: tokens of the items that are encoded twice; default: none is.
             histories_again: events of the histories that are encoded twice; default: none is.
         """
@@ -99,6 +102,7 @@ class StepShape:
             items_again=Sequences.of(none if items_again is None else items_again),
             histories_again=Sequences.of(none if histories_again is None else histories_again),
             logits=logits,
+            logits_again=logits_again,
             padded_items=Sequences.equal(len(history_lengths) * longest, int(item_lengths.max())),
             padded_histories=Sequences.equal(len(history_lengths), longest),
         )
@@ -106,14 +110,16 @@ class StepShape:
     @classmethod
     def mean(cls, shapes: Sequence["StepShape"]) -> "StepShape":
         """The mean step of several; its cost is the mean of their costs, since cost is linear in every number."""
-        parts = {
-            field.name: Sequences(
-                *np.mean([[s.count, s.positions, s.pairs] for s in (getattr(x, field.name) for x in shapes)], axis=0)
-            )
-            for field in fields(cls)
-            if field.name != "logits"
-        }
-        return cls(**parts, logits=sum(shape.logits for shape in shapes) / len(shapes))
+        means = {}
+        for field in fields(cls):
+            values = [getattr(shape, field.name) for shape in shapes]
+            if isinstance(values[0], Sequences):
+                means[field.name] = Sequences(
+                    *np.mean([[v.count, v.positions, v.pairs] for v in values], axis=0).tolist()
+                )
+            else:
+                means[field.name] = sum(values) / len(values)
+        return cls(**means)
 
 
 @dataclass(frozen=True)
@@ -174,19 +180,13 @@ class StepCost:
         return {"items": self.items, "histories": self.histories, "head": self.head, "loss": self.loss}
 
 
-def step_cost(
-    config: ClueConfig,
-    shape: StepShape,
-    use_blocks: bool = True,
-    form: Literal["info_nce", "sigmoid"] = "info_nce",
-) -> StepCost:
+def step_cost(config: ClueConfig, shape: StepShape, use_blocks: bool = True) -> StepCost:
     """Operations of one training step: forward, backward, and what is computed twice.
 
     Args:
         config: shape of the encoder.
         shape: what the step computes on.
         use_blocks: False for steps that leave the transformer blocks out.
-        form: of the loss; the sigmoid form computes its gradients with the forward pass, so no tile is made twice.
     """
     layers = (config.item_layers, config.service_layers) if use_blocks else (0, 0)
     items = _transformer(config, layers[0], shape.items, shape.items_again)
@@ -194,9 +194,13 @@ def step_cost(
         # Making a graph again ends with the last tensor that it holds: the input of the last block's last matrix.
         skipped = MULTIPLY_ADD * config.mlp_ratio * config.dim**2 * shape.items_again.positions
         items = Flops(items.forward, items.backward, items.again - skipped)
-    product = MULTIPLY_ADD * config.dim * shape.logits
+    per_logit = MULTIPLY_ADD * config.dim
     head = _head(config, shape.histories.count, shape.histories_again.count)
-    loss = Flops(product, 2 * product, product if form == "info_nce" else 0.0)
+    loss = Flops(
+        forward=per_logit * shape.logits,
+        backward=MATRIX_BACKWARD * per_logit * shape.logits,
+        again=per_logit * shape.logits_again,
+    )
     padded = (
         _transformer(config, layers[0], shape.padded_items),
         _transformer(config, layers[1], shape.padded_histories),

@@ -96,9 +96,10 @@ def step_shape(batch: UserBatch, plan: ChunkPlan, loss: LossConfig) -> StepShape
     """What a step on this batch computes on, with a single worker: the input of `models/cost.py`."""
     rows = np.unique(batch.service_pairs, return_counts=True)[1] if loss.negatives == "service_pair" else None
     logits = len(batch.user_keys) ** 2 if rows is None else int((rows**2).sum())
-    return StepShape.of(
-        np.diff(batch.token_offsets), np.diff(batch.history_offsets), logits, *encoded_twice(batch, plan)
-    )
+    # The sigmoid form computes its gradients with the forward pass, so it makes no tile twice.
+    logits_again = 0 if loss.form == "sigmoid" else logits
+    lengths = np.diff(batch.token_offsets), np.diff(batch.history_offsets)
+    return StepShape.of(*lengths, logits, logits_again, *encoded_twice(batch, plan))
 
 
 def user_keys(batch: UserBatch, device: torch.device) -> torch.Tensor:
