@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from userrep.losses.grad_cache import encode_in_chunks, measure_graph
+from userrep.losses.grad_cache import GraphSize, encode_in_chunks, measure_graph
 
 ROWS = torch.randn(23, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -75,3 +76,14 @@ def test_measured_graph_is_what_the_layers_save() -> None:
     assert size.total_bytes == 8 * (23 * 6 + 23 * 9)
     assert size.largest_bytes == 8 * 23 * 9
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_fake_tensors_show_the_size_of_a_graph_that_is_never_made() -> None:
+    def size(rows: int) -> GraphSize:
+        encoder = nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Tanh(), nn.Linear(9, 4))
+        return measure_graph(lambda: encoder(torch.zeros(rows, 6)).relu())
+
+    with FakeTensorMode():
+        fake, huge = size(23), size(2**40)  # the latter's rows alone are 24 TiB
+    assert fake == size(23)
+    assert huge.largest_bytes == 4 * 9 * 2**40

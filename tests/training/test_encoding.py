@@ -11,7 +11,16 @@ from userrep.data.batch import HistoryBatch
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue, ClueConfig
 from userrep.models.layers import Transformer
-from userrep.training.encoding import MAX_TENSOR_BYTES, ChunkPlan, Encoder, MemoryConfig, MemoryPlanner, encode
+from userrep.models.packing import Groups
+from userrep.training.encoding import (
+    MAX_TENSOR_BYTES,
+    ChunkPlan,
+    Encoder,
+    MemoryConfig,
+    MemoryPlanner,
+    encode,
+    encoded_twice,
+)
 
 ITEM_LENGTHS = [1, 7, 4, 5, 13, 1, 8]
 HISTORIES = [[0], [3, 3, 1, 4, 2], [6, 5, 4, 3, 2, 1, 0, 0, 6], [2, 2]]
@@ -93,6 +102,36 @@ def test_equals_naive_reference(item_layers: int, service_layers: int, plan: Chu
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-11)
+
+
+class Spy(Clue):
+    """Notes the lengths of all sequences that it encodes."""
+
+    def __init__(self, config: ClueConfig) -> None:
+        super().__init__(config, VOCAB)
+        self.item_lengths: list[int] = []
+        self.history_lengths: list[int] = []
+
+    def encode_items(self, tokens_T: torch.Tensor, groups: Groups, use_blocks: bool = True) -> torch.Tensor:
+        self.item_lengths += [length for count, length in groups.shapes for _ in range(count)]
+        return super().encode_items(tokens_T, groups, use_blocks)
+
+    def encode_histories(
+        self, item_UD: torch.Tensor, history_items_E: torch.Tensor, groups: Groups, use_blocks: bool = True
+    ) -> torch.Tensor:
+        self.history_lengths += [length for count, length in groups.shapes for _ in range(count)]
+        return super().encode_histories(item_UD, history_items_E, groups, use_blocks)
+
+
+@pytest.mark.parametrize(
+    "plan", [ChunkPlan(1, 1), ChunkPlan(1, 4), ChunkPlan(6, 2), ChunkPlan(14, 4), ChunkPlan(99, 2)]
+)
+def test_sequences_that_are_said_to_be_encoded_twice_are(plan: ChunkPlan) -> None:
+    spy = Spy(ClueConfig(dim=8, num_heads=2))
+    encode(spy, batch(), plan).sum().backward()
+    # The forward pass comes first, so what was noted later was encoded again.
+    again = spy.item_lengths[len(ITEM_LENGTHS) :], spy.history_lengths[len(HISTORIES) :]
+    assert [sorted(lengths) for lengths in again] == [sorted(lengths) for lengths in encoded_twice(batch(), plan)]
 
 
 def test_new_model_is_a_bag_of_tokens() -> None:

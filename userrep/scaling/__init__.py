@@ -1,1 +1,1 @@
-"""Scaling sweeps: what a sweep consists of, and what its cells say about the next size."""
+"""Scaling laws: sizes, designs of sweeps and their price, and what their cells say about the next size."""

@@ -47,6 +47,12 @@ class ChunkPlan:
     chunk_size: int
     num_kept: int
 
+    def kept(self, num_history_chunks: int) -> tuple[int, int]:
+        """How many of the last chunks of items, and of histories, keep their graph."""
+        # Histories come last in the forward pass, so their graphs are the first that the backward pass gives back.
+        histories = max(1, min(self.num_kept - 1, num_history_chunks))
+        return max(1, self.num_kept - histories), histories
+
 
 ONE_BY_ONE = ChunkPlan(INFERENCE_CHUNK, 1)
 
@@ -71,11 +77,25 @@ def encode(model: Encoder, batch: HistoryBatch, plan: ChunkPlan = ONE_BY_ONE, us
     def encode_histories(item_UD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
         return model.encode_histories(item_UD, references_E[chunk.positions], chunk.groups, use_blocks)
 
-    # Histories come last in the forward pass, so their graphs are the first that the backward pass gives back.
-    kept_histories = max(1, min(plan.num_kept - 1, len(histories.chunks)))
-    item_UD = encode_in_chunks(encode_items, items.chunks, max(1, plan.num_kept - kept_histories))
+    kept_items, kept_histories = plan.kept(len(histories.chunks))
+    item_UD = encode_in_chunks(encode_items, items.chunks, kept_items)
     user_HD = encode_in_chunks(partial(encode_histories, item_UD), histories.chunks, kept_histories)
     return F.embedding(_indices(np.argsort(histories.order), device), user_HD)
+
+
+def encoded_twice(batch: HistoryBatch, plan: ChunkPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of the items, and of the histories, that a training step encodes a second time for their graph."""
+    item_chunks, history_chunks = (
+        [np.diff(offsets)[packed.order[chunk.sequences]] for chunk in packed.chunks]
+        for offsets in (batch.token_offsets, batch.history_offsets)
+        for packed in (pack(offsets, plan.chunk_size),)
+    )
+    kept_items, kept_histories = plan.kept(len(history_chunks))
+    none = np.zeros(0, dtype=np.int32)
+    return (
+        np.concatenate([none, *item_chunks[: max(0, len(item_chunks) - kept_items)]]),
+        np.concatenate([none, *history_chunks[: max(0, len(history_chunks) - kept_histories)]]),
+    )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -11,7 +12,8 @@ from userrep.data.batch import UserBatch
 from userrep.losses.contrastive import TILE_SIZE, info_nce, sigmoid_loss
 from userrep.losses.gather import world_size
 from userrep.losses.negatives import Negatives
-from userrep.training.encoding import Encoder, MemoryConfig, MemoryPlanner, encode
+from userrep.models.cost import StepShape
+from userrep.training.encoding import ChunkPlan, Encoder, MemoryConfig, MemoryPlanner, encode, encoded_twice
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -88,6 +90,16 @@ class ClueObjective(nn.Module):
         if self.loss.negatives == "batch":
             return Negatives.gather(tuple(keys))
         return Negatives.gather(tuple(keys), torch.from_numpy(batch.service_pairs.copy()).to(device))
+
+
+def step_shape(batch: UserBatch, plan: ChunkPlan, loss: LossConfig) -> StepShape:
+    """What a step on this batch computes on, with a single worker: the input of `models/cost.py`."""
+    rows = np.unique(batch.service_pairs, return_counts=True)[1] if loss.negatives == "service_pair" else None
+    logits = len(batch.user_keys) ** 2 if rows is None else int((rows**2).sum())
+    # The sigmoid form computes its gradients with the forward pass, so it makes no tile twice.
+    logits_again = 0 if loss.form == "sigmoid" else logits
+    lengths = np.diff(batch.token_offsets), np.diff(batch.history_offsets)
+    return StepShape.of(*lengths, logits, logits_again, *encoded_twice(batch, plan))
 
 
 def user_keys(batch: UserBatch, device: torch.device) -> torch.Tensor:
