@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from pipelines.continual_config import MethodChoice
+from pipelines.continual_config import NOISE, MethodChoice
 from userrep.config import Config, ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.data.ingest import IngestConfig
@@ -44,8 +44,9 @@ class TeachConfig(Config):
     @model_validator(mode="after")
     def _can_be_taught(self) -> Self:
         names = [name_of(question) for question in self.questions]
-        if len({*names, FIRST_TASK}) <= len(names):
-            raise ValueError(f"questions {names} have a name twice, or {FIRST_TASK!r}: give one of them a `name`")
+        if len({*names, FIRST_TASK, NOISE}) < len(names) + 2:
+            reserved = f"{FIRST_TASK!r} or {NOISE!r}"
+            raise ValueError(f"questions {names} have a name twice, or {reserved}: give one of them a `name`")
         for name in names:
             task_column(name)  # raises where the name cannot be that of a column
         if not METHODS[self.method.name].method.takes_pretrained:

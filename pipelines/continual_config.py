@@ -72,7 +72,7 @@ class ShardTasks(Config):
     """The task `universal`, and questions about the users of ingested shards, which have a split of their own."""
 
     kind: Literal["shards"] = "shards"
-    path: Path  # the table `data` of a job
+    path: Path  # the table `ingest` of a job
     questions: tuple[Question, ...] = Field(min_length=1)
     max_items: int = Field(default=32, ge=2)  # most recent ones that are seen of a user, of all services
     max_users: PositiveInt = 200_000  # that are read; they are in memory

@@ -41,7 +41,7 @@ def write_continual_report(results: Sequence[CellResult], popularity: Popularity
     temporary = directory / f".{MATRIX_NAME}.{os.getpid()}.tmp"
     pq.write_table(tasks_matrix(results), temporary)
     os.replace(temporary, directory / MATRIX_NAME)
-    (directory / TABLE_NAME).write_text(format_groups(groups, popularity), encoding="ascii")
+    (directory / TABLE_NAME).write_text(format_groups(groups, popularity), encoding="utf-8")
     with matplotlib.rc_context(FIGURE_STYLE):
         for name, figure in draw_figures(groups):
             figure.savefig(directory / FIGURES / f"{name}.svg", metadata={"Date": None})

@@ -58,7 +58,8 @@ def run(job: Job) -> None:
         "evaluate": config.model_dump(mode="json"),
         "pretrain": job.config.pretrain.model_dump(mode="json"),
     }
-    job.run_stage("evaluate", TABLE, resolved, (tokenize.TABLE, encoder), write)
+    inputs = tuple(dict.fromkeys((tokenize.TABLE, pretrain.TABLE, encoder)))
+    job.run_stage("evaluate", TABLE, resolved, inputs, write)
 
 
 def pool_description(job: Job) -> str:

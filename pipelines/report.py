@@ -22,16 +22,10 @@ from matplotlib.ticker import MaxNLocator
 from pipelines import pretrain
 from pipelines.job import Job
 from pipelines.mlflow_store import tracking_uri
+from pipelines.verdict import UPPER_BOUNDS, compare_systems, format_share, interval, label, ranked, relation
 from userrep.manifest import IncompleteTableError
 
 REPORT_NAME = "report.html"
-LABELS = {
-    "tfidf": "TF-IDF",
-    "pretrained": "encoder before the tasks",
-    "without_blocks": "encoder without blocks",
-    "oracle": "oracle (upper bound)",
-}
-UPPER_BOUNDS = ("oracle",)  # knows how the synthetic world was generated: a ceiling, not a competitor
 MAX_CURVE_POINTS = 1000  # of a line in a figure; keeps the page small
 BUSY_LOAD = 2.0  # load average per core above which timings are marked; assumption: the job alone makes about 1.3
 
@@ -92,7 +86,7 @@ def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "verdict": compare_systems(systems),
         "figures": figures,
-        "systems": [(name, _label(name), systems[name], _relation(systems, name)) for name in _ranked(systems)],
+        "systems": [(name, label(name), systems[name], relation(systems, name)) for name in ranked(systems)],
         "batch_size": config.global_batch_size,
         "validation_pool": config.pool_size,
         "run_name": facts.get("run_name"),
@@ -101,52 +95,9 @@ def _context(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare_systems(systems: dict[str, dict[str, float]]) -> tuple[str, str]:
-    """The verdict in words: a headline, and recall@10 of the encoder against every baseline.
-
-    "Above" and "below" need a 95% interval of the difference, user by user, that excludes zero.
-
-    Args:
-        systems: retrieval metrics by name, `encoder` among them; or empty.
-    """
-    if not systems:
-        return "Not evaluated", "There is no retrieval result."
-    encoder = systems["encoder"]
-    groups: dict[str, list[str]] = {"above": [], "not clearly above": [], "below": []}
-    for name in _ranked(systems):
-        if name != "encoder" and name not in UPPER_BOUNDS:
-            groups[_relation(systems, name)].append(name)
-    phrases = []
-    for relation, names in groups.items():
-        rivals = [f"{_label(name)} ({format_share(systems[name]['recall_at_10'])})" for name in names]
-        if rivals:
-            phrases.append(f"{relation} {' and '.join(filter(None, [', '.join(rivals[:-1]), rivals[-1]]))}")
-    if groups["not clearly above"]:
-        phrases.append("not clearly above means that the 95% interval of the difference includes zero")
-    text = "; ".join(phrases) or "no baseline was evaluated"
-    headline = "Above every baseline" if groups["above"] else "No baseline to compare with"
-    if groups["not clearly above"]:
-        headline = f"Not clearly above {_label(groups['not clearly above'][0]) if groups['above'] else 'any baseline'}"
-    if groups["below"]:
-        headline = f"Below {_label(groups['below'][0])}"
-    return headline, f"recall@10 {format_share(encoder['recall_at_10'])} {_interval(encoder)}: {text}."
-
-
-def _relation(systems: dict[str, dict[str, float]], name: str) -> str:
-    other = systems[name]
-    if name == "encoder" or other["lead_low"] <= 0 <= other["lead_high"]:
-        return "not clearly above"
-    return "above" if other["lead_low"] > 0 else "below"
-
-
-def _ranked(systems: dict[str, dict[str, float]]) -> list[str]:
-    """The encoder, the baselines from the strongest to the weakest, the upper bounds."""
-    return sorted(systems, key=lambda name: (name in UPPER_BOUNDS, name != "encoder", -systems[name]["recall_at_10"]))
-
-
 def _retrieval_figure(systems: dict[str, dict[str, float]], pool: int) -> Markup:
-    names, chance = _ranked(systems), min(1.0, 10 / pool)
-    figure, axes = _bar_figure([f"{_label(name)}\n{_interval(systems[name])}" for name in names], 0.45)
+    names, chance = ranked(systems), min(1.0, 10 / pool)
+    figure, axes = _bar_figure([f"{label(name)}\n{interval(systems[name])}" for name in names], 0.45)
     for row, name in enumerate(names):
         value, low, high = (systems[name][f"recall_at_10{end}"] for end in ("", "_low", "_high"))
         if name in UPPER_BOUNDS:
@@ -158,7 +109,7 @@ def _retrieval_figure(systems: dict[str, dict[str, float]], pool: int) -> Markup
     axes.text(chance, -0.55, f"chance {format_share(chance)}", ha="center", va="bottom", color=COLORS["second"])
     axes.set_xlim(0, min(1.02, 1.1 * max(chance, *(system["recall_at_10_high"] for system in systems.values()))))
     axes.set_xlabel(f"recall@10 among {pool:,} users")
-    spoken = "; ".join(f"{_label(n)} {format_share(systems[n]['recall_at_10'])} {_interval(systems[n])}" for n in names)
+    spoken = "; ".join(f"{label(n)} {format_share(systems[n]['recall_at_10'])} {interval(systems[n])}" for n in names)
     return _svg(figure, "retrieval", f"Recall at 10 with 95% intervals: {spoken}. Chance is {format_share(chance)}.")
 
 
@@ -282,19 +233,6 @@ def _pull_commands(job: Job, table: dict[str, Any]) -> list[tuple[str, str]]:
     purposes = {"The version that the alias names": table["alias"], "Exactly this version": f"v{table['version']}"}
     options = ["--to", name, "--tracking-uri", uri]
     return [(why, shlex.join(["userrep", "pull", f"{name}@{end}", *options])) for why, end in purposes.items()]
-
-
-def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))
-
-
-def _interval(system: dict[str, float]) -> str:
-    return f"[{format_share(system['recall_at_10_low'])}, {format_share(system['recall_at_10_high'])}]"
-
-
-def format_share(value: float) -> str:
-    """Three decimals, without a leading zero: .432, 1.000."""
-    return f"{value:.3f}".removeprefix("0") if value >= 0 else f"{value:.3f}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -57,8 +57,10 @@ def run(job: Job) -> dict[str, object]:
     write_json(job.workdir / "config.json", job.config.model_dump(mode="json"))
     started = time.perf_counter()
     with PeakMemory() as memory, ray_session(job.console.is_verbose):
-        for stage in stages_of(job.config).values():
+        for name, stage in stages_of(job.config).items():
             stage.run(job)
+            if name == "ingest":
+                teach.check_tasks(job)
         pull_started = time.perf_counter()
         pulled = publish.run_pull(job)
         pulled["seconds"] = round(time.perf_counter() - pull_started, 3)

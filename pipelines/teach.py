@@ -4,6 +4,7 @@ The tasks are one cell of `userrep continual` on the CLUE backbone, which goes o
 interrupted. A job without tasks has no such stage, and what was pretrained is what is embedded.
 """
 
+import json
 import shutil
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipelines import continual, ingest, pretrain
 from pipelines.continual_config import ContinualJobConfig, ContinualWorkers, ShardTasks
 from pipelines.job import Draft, Job
-from userrep.data.tasks import TaskSet
+from userrep.data.tasks import TaskSet, TaskSplit
 from userrep.data.tokenizer import TOKENIZER_NAME
 from userrep.evaluation.task_baselines import popularity_score
 from userrep.evaluation.transfer import backward_transfer
@@ -22,6 +23,7 @@ from userrep.training.cells import METHOD_FILE, CellResult, ContinualConfig, cho
 from userrep.training.checkpoint import MODEL_FILE, load_encoder
 
 TABLE = "taught"
+CLASSES_NAME = "classes.json"  # of every head, by task: what each logit is of
 USER_ENCODER = "network.backbone.user_encoder."  # in the state of a method
 
 
@@ -49,7 +51,7 @@ def task_facts(job: Job) -> dict[str, Any]:
 def run(job: Job) -> None:
     """Runs the stage."""
     config = job.config.teach
-    model = job.config.pretrain.model.model_dump(mode="json")
+    model = job.manifest(pretrain.TABLE).config["model"]
 
     def write(draft: Draft) -> None:
         experiment = continual.run(_experiment(job), job.workdir, job.console)
@@ -63,19 +65,34 @@ def run(job: Job) -> None:
     job.run_stage("teach", TABLE, resolved, (ingest.TABLE, pretrain.TABLE), write)
 
 
-def _experiment(job: Job) -> ContinualJobConfig:
+def check_tasks(job: Job) -> None:
+    """Builds the tasks, and throws them away: what is wrong with them is to be known before pretraining.
+
+    Raises:
+        ConfigError: a service or a label that there is not.
+        ValueError: a task without samples in a split.
+    """
+    if job.config.teach.questions:
+        _tasks(job).build(TaskSplit())
+
+
+def _tasks(job: Job) -> ShardTasks:
     config = job.config.teach
-    tasks = ShardTasks(
+    return ShardTasks(
         path=job.path(ingest.TABLE),
         questions=config.questions,
         max_items=config.max_items,
         max_users=config.max_users,
     )
+
+
+def _experiment(job: Job) -> ContinualJobConfig:
+    config = job.config.teach
     encoder = EncoderTable(path=job.path(pretrain.TABLE))
     workers = job.config.workers
     return ContinualJobConfig(
         name=f"{job.config.name}: tasks",
-        tasks=tasks,
+        tasks=_tasks(job),
         methods=(config.method,),
         seeds=(config.seed,),
         training=ContinualConfig(backbone=PretrainedClue(encoder=encoder), later=config.training),
@@ -99,6 +116,8 @@ def _export(job: Job, draft: Draft, state: dict[str, Any]) -> None:
 def _commit(job: Job, draft: Draft, result: CellResult, tasks: TaskSet) -> None:
     facts, scores_MM = job.manifest(pretrain.TABLE).facts, result.scores_MM
     taught = choose_tasks(result.cell, tasks)
+    classes = {task.name: task.classes for task in taught[1:]}
+    (draft.directory / CLASSES_NAME).write_text(json.dumps(classes, indent=1), encoding="utf-8")
     draft.commit(
         "taught",
         {
@@ -119,4 +138,6 @@ def _commit(job: Job, draft: Draft, result: CellResult, tasks: TaskSet) -> None:
 
 def _plain(values: np.ndarray) -> list[Any]:
     """Nested lists, None for NaN: JSON has none."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    plain = values.astype(object)
+    plain[np.isnan(values)] = None
+    return plain.tolist()

@@ -25,8 +25,7 @@ from userrep.models.clue_backbone import ClueBackbone
 from userrep.publishing.table import write_part
 from userrep.schema import task_column, user_embeddings
 from userrep.training.cells import METHOD_FILE
-from userrep.training.checkpoint import load_encoder
-from userrep.training.continual import restore_method
+from userrep.training.checkpoint import load_encoder, load_model
 from userrep.training.encoding import encode, encode_items
 
 
@@ -53,7 +52,8 @@ class TaskVectors:
         config, choice = ClueConfig.parse(manifest.config["model"]), manifest.config["teach"]["method"]
         self._backbones: list[ClueBackbone] = []
         self._method = build_method(choice["name"], choice["options"], lambda: self._new_backbone(config))
-        restore_method(self._method, specs, directory / METHOD_FILE)
+        self._method.make_room(specs)
+        load_model(directory / METHOD_FILE, self._method)
         self._method.eval()
         self._max_items = manifest.config["teach"]["max_items"]
         self.tasks = tuple(spec.name for spec in specs[1:])
@@ -79,7 +79,8 @@ class TaskVectors:
 def recent_items(group: RowGroup, max_items: int) -> np.ndarray:
     """The most recent items of every user in all services, left-padded: 1 + reference, int32 (N, max_items).
 
-    As in `data/shard_tasks.py`: oldest first, by time, events of unknown time before all others, then by service.
+    As in `data/shard_tasks.py`, but nothing is asked, so nothing is left out: oldest first, events of unknown time
+    before all others, then by service.
     """
     counts_H = np.diff(group.history_offsets)
     users_E = np.repeat(np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets)), counts_H)

@@ -155,7 +155,11 @@ def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
             _field("num_events", pa.int32(), "events that the vector was computed from"),
             _field("last_time", pa.int64(), "unix seconds of the latest event; null where unknown", nullable=True),
             *(
-                _field(task_column(task), vector, f"user vector under the mask of task {task}, L2 norm 1")
+                _field(
+                    task_column(task),
+                    vector,
+                    f"the user as task {task} sees it, from recent events of all services, L2 norm 1",
+                )
                 for task in tasks
             ),
         ]

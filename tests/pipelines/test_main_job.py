@@ -19,6 +19,7 @@ from pipelines.job import Job
 from pipelines.mlflow_store import artifact_root, local_tracking_uri
 from pipelines.pretrain import training_curve
 from pipelines.run import STAGES, run
+from pipelines.teach import CLASSES_NAME
 from userrep.data.views import read_row_group
 from userrep.inference import TaskVectors
 from userrep.manifest import read_manifest
@@ -89,12 +90,14 @@ def test_every_task_has_a_column_under_its_mask(finished: Job) -> None:
         assert [score is not None for score in row] == [True] * (j + 1) + [False] * (2 - j)
     table = pyarrow.dataset.dataset(sorted(finished.path("pulled").glob("part-*.parquet")), format="parquet").to_table()
     assert table.schema.names[-2:] == ["embedding_shop", "embedding_gender"]
-    # The table by its own encoder, user by user, from the texts of the items.
+    # Vectors of one row group alone are those of the table, which was encoded shard by shard.
     taught = TaskVectors(finished.path("taught"))
     encoder = load_encoder(finished.path("taught"))
     rows = {row["user_id"]: row for row in table.to_pylist()}
     group = read_row_group(finished.path("shards"), 1, 0)
     vectors = taught.encode(encoder, group)
+    classes = json.loads((finished.path("taught") / CLASSES_NAME).read_text())
+    assert {name: len(names) for name, names in classes.items()}.keys() == {"shop", "gender"}
     assert not np.allclose(vectors["shop"], vectors["gender"], atol=1e-3)
     for name, vectors_ND in vectors.items():
         published = np.array([rows[user_id][f"embedding_{name}"] for user_id in group.user_ids.to_pylist()])

@@ -14,7 +14,8 @@ import pytest
 from pipelines.config import JobConfig
 from pipelines.console import Console
 from pipelines.job import Job
-from pipelines.report import compare_systems, format_seconds, format_share, write_report
+from pipelines.report import format_seconds, write_report
+from pipelines.verdict import compare_systems, format_share
 from userrep.manifest import Manifest, write_manifest
 
 VOID_TAGS = {"meta", "link", "img", "br", "hr", "input"}
@@ -63,6 +64,14 @@ SUMMARY: dict[str, Any] = {
         "tfidf": metrics(0.35, 0.32, 0.38),
         "bag_of_tokens": metrics(0.41, 0.38, 0.44),
         "oracle": metrics(0.9, 0.88, 0.92),
+    },
+    "tasks": {
+        "order": ["universal", "gender"],
+        "kinds": ["vector", "label"],
+        "metrics": ["recall_at_10", "accuracy"],
+        "matrix": [[0.8125, None], [0.7313, 0.6471]],
+        "backward_transfer": [-10.0, None],
+        "popularity": [None, 0.5123],
     },
     "table": {
         "name": "user_embeddings",
@@ -325,3 +334,19 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("value", "text"), [(0.0, ".000"), (0.4321, ".432"), (1.0, "1.000"), (-0.5, "-0.500")])
 def test_shares(value, text):
     assert format_share(value) == text
+
+
+def test_tasks_are_shown_with_what_was_forgotten(full_html: str) -> None:
+    section = full_html[full_html.index('id="tasks-title"') :]
+    section = section[: section.index("</section>")]
+    for text in ("pretraining", "gender", "recall at 10", "0.8125", "0.7313", "0.6471", "-10.0%", "0.5123"):
+        assert text in section, text
+    assert "None" not in section
+
+
+def test_the_encoder_before_the_tasks_is_no_rival() -> None:
+    before = metrics(0.5, 0.45, 0.55) | {"lead_low": -0.2, "lead_high": -0.1}
+    systems = {"encoder": metrics(0.432, 0.401, 0.463), "pretrained": before}
+    headline, text = compare_systems(systems)
+    assert headline == "No baseline to compare with"
+    assert "before the tasks it was .500" in text

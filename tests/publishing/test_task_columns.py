@@ -67,7 +67,9 @@ def test_columns_of_tasks_come_last_in_the_order_given():
     assert tuple(schema.names[4:]) == COLUMNS[1:]
     for task, field in zip(TASKS, list(schema)[4:], strict=True):
         assert (field.type, field.nullable) == (pa.list_(pa.float16(), 8), False)
-        assert field.metadata == {b"doc": f"user vector under the mask of task {task}, L2 norm 1".encode()}
+        assert field.metadata == {
+            b"doc": f"the user as task {task} sees it, from recent events of all services, L2 norm 1".encode()
+        }
     assert user_embeddings(8, "float16", TASKS[::-1]).names[4:] == schema.names[:3:-1]
 
 

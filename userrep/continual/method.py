@@ -1,7 +1,8 @@
 """The contract between a method of continual learning and the loop that trains it (`training/continual.py`).
 
 The loop calls, for every task: `begin_task`; for every phase `begin_phase` and, for every step, `loss`, `backward`,
-`before_step`, the optimizer's step, `after_step`; at last `end_task`. Then every task so far is evaluated by `logits`.
+`before_step`, the optimizer's step, `after_step`; at last `end_task`. Then every task so far is evaluated by `logits`,
+or by `vectors` where it has no classes.
 A method knows nothing of data, of the optimizer, or of the backbone behind its network.
 """
 
@@ -57,6 +58,12 @@ class Method(nn.Module, ABC):
     def begin_task(self, task: TaskSpec) -> None:
         """Makes room for a task. Random numbers are drawn from torch's global generator."""
         self.network.add_task(task)
+
+    def make_room(self, tasks: Iterable[TaskSpec]) -> None:
+        """Gives a new method what it had after these tasks, but for the values, which a saved state brings."""
+        for task in tasks:
+            self.begin_task(task)
+            self.end_task()
 
     def begin_phase(self, phase: str) -> None:
         """Called before the first step of every phase."""

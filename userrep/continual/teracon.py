@@ -65,7 +65,8 @@ class Teracon(Method):
         """Freezes a copy of what is known so far; the new task gets a head, embeddings, and all tasks relation maps."""
         if self.network.tasks:
             self.end_task()  # only the last teacher counts
-            self.teacher = copy.deepcopy(self).requires_grad_(False)
+            shared = {id(buffer): buffer for buffer in self.network.backbone.buffers()}  # large, and never trained
+            self.teacher = copy.deepcopy(self, shared).requires_grad_(False)
         super().begin_task(task)
         self.embeddings.add(like=next(self.network.parameters()))
         if self.teacher is not None:

@@ -35,7 +35,10 @@ class LabelQuestion(Config):
 
 
 class ItemQuestion(Config):
-    """An item that the user chose in a service. The events that are asked for are in no history."""
+    """An item that the user chose in a service. The events that are asked for are in no history.
+
+    What the user did elsewhere afterwards is: it says what goes together, and is no forecast.
+    """
 
     kind: Literal["item"] = "item"
     name: str = ""  # of the task; default: the service

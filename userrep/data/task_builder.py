@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from userrep.config import ConfigError
+from userrep.data.assemble import NO_TIME
 from userrep.data.sources.source import Source, TableName
 from userrep.data.tasks import (
     MIN_ITEMS,
@@ -31,9 +32,9 @@ SCHEMAS = {"items": ITEMS, "events": EVENTS, "users": USERS}
 
 
 class EventLog(NamedTuple):
-    """All tables of a source. Events are sorted by user, then time; ties keep the order of the source."""
+    """What is known of users. Events are sorted by user, then time; of unknown time first."""
 
-    user_ids: pa.Array  # in the order in which events first name them
+    user_ids: pa.Array
     item_ids: pa.Array  # of the item table
     item_texts: pa.Array
     users: np.ndarray  # of each event, its user's index
@@ -53,7 +54,8 @@ def read_log(source: Source) -> EventLog:
     events, references = events.filter(references.is_valid()), references.drop_null().to_numpy()
     encoded = events["user_id"].combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy()
-    times, positions = (events[name].fill_null(-1).to_numpy() for name in ("time", "position"))
+    times = events["time"].fill_null(NO_TIME).to_numpy()
+    positions = events["position"].fill_null(-1).to_numpy()
     order = np.lexsort((positions, times, codes))
     labels = {row["user_id"]: dict(row["labels"]) for row in users.select(["user_id", "labels"]).to_pylist()}
     facts |= {

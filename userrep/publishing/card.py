@@ -18,7 +18,8 @@ vectors = table.dataset().to_table(columns=["user_id", "{column}"])  # no other 
 
 COLUMNS_MEANING = """\
 Every user has one vector per column, all of them of the same width and type. `embedding` is the universal vector, for
-whatever has no column of its own. `embedding_TASK` is the vector of the same user under the mask of that task. Compare
+whatever has no column of its own. `embedding_TASK` is the same user as that task sees it, from the
+most recent events of all services as one history; its score is on histories without what the task asks for. Compare
 vectors of one column only."""
 
 ALWAYS_LIMITS = (

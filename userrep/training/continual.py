@@ -151,7 +151,8 @@ class _Course:
         if not lessons:
             return
         tasks = [_spec_of(task) for task in self.tasks[: num_taught(lessons)]]
-        restore_method(self.method, tasks, lesson_directory(directory, len(tasks) - 1) / METHOD_FILE)
+        self.method.make_room(tasks)
+        load_model(lesson_directory(directory, len(tasks) - 1) / METHOD_FILE, self.method)
         self.num_steps = lessons[-1].num_steps
 
     def teach(self, numbers: range) -> Lesson:
@@ -264,20 +265,6 @@ class _Course:
 
     def _seed(self, draw: _Draw, *place: int) -> None:
         torch.manual_seed(_mix(self.cell.seed, draw, *place))
-
-
-def restore_method(method: Method, tasks: Sequence[TaskSpec], path: Path) -> None:
-    """Makes a new method what it was after tasks.
-
-    Args:
-        method: that knows no task.
-        tasks: that it was taught.
-        path: its state then.
-    """
-    for task in tasks:  # makes room for what is loaded
-        method.begin_task(task)
-        method.end_task()
-    load_model(path, method)
 
 
 def _spec_of(task: Task) -> TaskSpec:
