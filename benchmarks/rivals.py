@@ -108,7 +108,8 @@ class SortedClue(PlainClue):
 def rival_weights(clue: Clue) -> dict[str, Tensor]:
     """State of a `Clue` under the names of `PlainClue`."""
     state = {}
-    for name, value in clue.state_dict().items():
+    for own_name, value in clue.state_dict().items():
+        name = own_name.removeprefix("user_encoder.")
         if name == "logit_bias":  # the sigmoid loss alone has one
             continue
         if ".blocks." not in name:

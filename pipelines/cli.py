@@ -96,7 +96,9 @@ def run(
 
 @app.command()
 def continual(
-    config: Annotated[str, typer.Option("--config", "-c", help="smoke, synthetic, ml1m, or a YAML/JSON file.")],
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="smoke, synthetic, ml1m, ml1m_sampling, or a YAML/JSON file.")
+    ],
     workdir: WorkdirOption = Path("jobs"),
     data: DataOption = None,
     methods: Annotated[str, typer.Option("--methods", help="Comma-separated, e.g. teracon,hat; default: all.")] = "",

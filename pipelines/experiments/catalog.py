@@ -18,7 +18,8 @@ CONFIGS: dict[str, Callable[[], JobConfig]] = {
 
 
 CONTINUAL_CONFIGS: dict[str, Callable[[], ContinualJobConfig]] = {
-    function.__name__: function for function in (continual.smoke, continual.synthetic, continual.ml1m)
+    function.__name__: function
+    for function in (continual.smoke, continual.synthetic, continual.ml1m, continual.ml1m_sampling)
 }
 
 

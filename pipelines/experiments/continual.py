@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.continual_config import ContinualJobConfig, Ml1mTasks, SyntheticTasks, reverse
+from pipelines.continual_config import ContinualJobConfig, MethodChoice, Ml1mTasks, SyntheticTasks, reverse
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.training.backbones import NextItNetBackbone
@@ -42,3 +42,13 @@ def ml1m() -> ContinualJobConfig:
         orders=(ML1M_ORDER, reverse(ML1M_ORDER)),
         seeds=(0, 1, 2),
     )
+
+
+def ml1m_sampling() -> ContinualJobConfig:
+    """TERACON on MovieLens 1M with all, few and none of a batch's users rehearsing past tasks; needs --data.
+
+    In the working directory of `ml1m` its cells join those of that experiment.
+    """
+    options = ({}, {"sampling": "all"}, {"sampling": "minimum"}, {"retention_weight": 0})
+    methods = tuple(MethodChoice(name="teracon", options=choice) for choice in options)
+    return ml1m().model_copy(update={"name": "ml1m_sampling", "methods": methods, "orders": (ML1M_ORDER,)})
