@@ -31,7 +31,8 @@ def demo() -> JobConfig:
                 LabelQuestion(label="gender"),
                 LabelQuestion(label="age_band"),
             ),
-            max_users=6000,
+            training=TaskTraining(batch_size=128, learning_rate=1e-3, max_epochs=6),
+            max_users=3000,
         ),
         evaluate=EvaluateConfig(bag_of_tokens_steps=800, bag_of_tokens_dim=64),
     )
