@@ -34,8 +34,9 @@ class TeachConfig(Config):
     """Tasks that the encoder is taught after pretraining, in this order; none: it stays as pretrained."""
 
     questions: tuple[Question, ...] = ()
-    # All users of a batch rehearse: item vectors are there already, so it is cheap, and few users keep a vector badly.
-    method: MethodChoice = MethodChoice(name="teracon", options={"sampling": "all"})
+    # All users of a batch rehearse, since item vectors are there already, and much: with TERACON's own weight, .7, the
+    # published vector lost a quarter of its recall, and the tasks were learned no better (pipelines/records/LOG.md).
+    method: MethodChoice = MethodChoice(name="teracon", options={"sampling": "all", "retention_weight": 30.0})
     training: TaskTraining = TaskTraining(batch_size=128, learning_rate=1e-3, max_epochs=30)
     max_items: int = Field(default=32, ge=2)  # most recent events that a task sees of a user, of all services
     max_users: PositiveInt = 200_000  # whose events and labels are read; they are in memory
