@@ -116,6 +116,67 @@ TASKS_MATRIX = pa.schema(
 )
 
 
+_SCORES = pa.map_(pa.string(), pa.float64())
+
+# A sweep: one row a cell. Scaling laws and their figures are made from this table and nothing else.
+RUNS = pa.schema(
+    [
+        _field("cell_id", pa.string(), "hash of all values in which cells differ"),
+        _field("trunk_id", pa.string(), "equal for cells that are one run up to the decay of the learning rate"),
+        _field("sweep", pa.string(), "name of the sweep"),
+        _field("factor", pa.string(), "arm of the design: center, model, samples, history, batch; grid; budget"),
+        _field("status", pa.string(), "finished | failed | planned"),
+        _field("message", pa.string(), "why a failed cell failed; empty for others"),
+        _field("parameters", pa.int64(), "N, without embeddings"),
+        _field("embedding_parameters", pa.int64(), "of token and position embeddings"),
+        _field("dim", pa.int32(), "width of the encoder"),
+        _field("item_layers", pa.int32(), "blocks of the Item Transformer"),
+        _field("service_layers", pa.int32(), "blocks of the Service Transformer"),
+        _field("samples", pa.int64(), "D: samples seen, each as often as it was"),
+        _field("user_share", pa.float64(), "share of the training users that the cell draws from"),
+        _field("epochs", pa.float64(), "times that each of its samples was seen"),
+        _field("max_events", pa.int32(), "S: most events of a view in training and evaluation"),
+        _field("batch_size", pa.int32(), "B: users of a global batch"),
+        _field("num_steps", pa.int64(), "optimizer steps"),
+        _field("learning_rate", pa.float64(), "peak, of matrices and vectors"),
+        _field("embedding_learning_rate", pa.float64(), "peak, of the tables"),
+        _field("learning_rate_factor", pa.float64(), "times the ladder's learning rates"),
+        _field("seed", pa.int64(), "of everything that is drawn"),
+        _field("flops", pa.float64(), "C: operations of the whole run over unique real tokens, counted"),
+        _field("padded_flops", pa.float64(), "what a padded implementation would need"),
+        _field("tokens", pa.float64(), "unique real tokens that the run encodes"),
+        # What was measured: null unless the cell is finished.
+        _field("loss", pa.float64(), "InfoNCE among the evaluation pool at the cell's own best temperature", True),
+        _field("loss_as_trained", pa.float64(), "the same at the temperature that the cell has learned", True),
+        _field("best_scale", pa.float64(), "1 / temperature that gives `loss`", True),
+        _field(
+            "pool_size", pa.int32(), "users of the evaluation pool, the same for all cells; chance is its log", True
+        ),
+        _field("recall_at_1", pa.float64(), "among the pool, mean of both directions", True),
+        _field("recall_at_10", pa.float64(), "likewise", True),
+        _field("downstream_losses", _SCORES, "cross-entropy of a probe on the frozen user vector, by task", True),
+        _field("downstream_scores", _SCORES, "accuracy of a label, recall@10 of next_item, by task", True),
+        _field(
+            "curve",
+            pa.list_(pa.struct([("step", pa.int64()), ("flops", pa.float64()), ("loss", pa.float64())])),
+            "`loss` on the way at a constant learning rate, oldest first; shares the luck of the run, so not fitted to",
+            True,
+        ),
+        _field(
+            "train_loss", pa.float64(), "mean over the last tenth of the steps; its floor moves with the batch", True
+        ),
+        _field("train_s", pa.float64(), "seconds of its steps, those that it shares with other cells included", True),
+        _field("evaluate_s", pa.float64(), "seconds of its evaluation", True),
+        _field("flops_per_s", pa.float64(), "operations of its steps over their seconds, of all workers", True),
+        _field("mfu", pa.float64(), "operations without those done twice, over the hardware's measured peak", True),
+        _field("num_workers", pa.int32(), "of the lane", True),
+        _field("device", pa.string(), "cpu, or name of the GPU", True),
+        _field("finished_at", pa.timestamp("s", "UTC"), "when it was committed", True),
+        _field("code_version", pa.string(), "of the package", True),
+    ]
+)
+
+
 def task_column(task: str) -> str:
     """Name of the column that holds the users' vectors for a task.
 
