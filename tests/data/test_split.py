@@ -11,7 +11,6 @@ from userrep.data.split import (
     assign_buckets,
     assign_splits,
     id_keys,
-    in_subset,
     mix,
     unit_interval,
 )
@@ -107,32 +106,6 @@ def test_mix_is_a_bijection_into_the_unit_interval():
     for seed in (0, 1, 2**40):
         assert len(set(mix(keys, seed).tolist())) == len(keys)
         assert ((unit_interval(keys, seed) >= 0) & (unit_interval(keys, seed) <= 1)).all()
-
-
-@given(st.lists(st.integers(0, MASK), max_size=30), st.floats(0, 1), st.floats(0, 1))
-def test_a_smaller_subset_is_contained_in_a_larger_one(keys: list[int], one: float, other: float):
-    array = np.array(keys, np.uint64)
-    small, large = in_subset(array, min(one, other)), in_subset(array, max(one, other))
-    assert (large | ~small).all()
-    # A user's place depends on no other user.
-    assert small.tolist() == [bool(in_subset(array[n : n + 1], min(one, other))[0]) for n in range(len(keys))]
-
-
-def test_nobody_and_everybody():
-    keys = np.array([0, 1, 2**63, MASK, MASK - 1], np.uint64)
-    assert not in_subset(keys, 0.0).any()
-    assert in_subset(keys, 1.0).all()
-
-
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
-def test_subsets_have_their_share_of_every_split_and_shard(share: float):
-    keys = id_keys(pa.array([f"user-{n}" for n in range(40_000)]))
-    member = in_subset(keys, share)
-    parts = [assign_splits(keys, SplitConfig(validation=0.2, test=0.3, seed=seed)) for seed in (0, 1)]
-    for part in (np.zeros(len(keys)), *parts, assign_buckets(keys, 3)):
-        for value in np.unique(part):
-            mine = member[part == value]
-            assert abs(mine.mean() - share) <= 6 * (share * (1 - share) / len(mine)) ** 0.5
 
 
 @pytest.mark.parametrize("values", [{"test": -0.1}, {"validation": 1.1}, {"validation": 0.6, "test": 0.5}])

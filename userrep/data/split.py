@@ -14,7 +14,6 @@ UINT64_SPAN = 2.0**64
 # Odd multipliers of splitmix64 (Steele et al., "Fast splittable pseudorandom number generators", OOPSLA 2014).
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-SUBSET_SEED = 0  # any number: keys are mixed twice, so no seed of a split gives the order that subsets are taken from
 
 
 class SplitConfig(Config):
@@ -64,17 +63,3 @@ def assign_splits(keys: np.ndarray, config: SplitConfig) -> np.ndarray:
 def assign_buckets(keys: np.ndarray, num_buckets: int) -> np.ndarray:
     """Shard index of each user, int32 (N,) in [0, num_buckets). Independent of the split."""
     return (keys % np.uint64(num_buckets)).astype(np.int32)
-
-
-def in_subset(keys: np.ndarray, share: float) -> np.ndarray:
-    """Which users belong to a random subset of that share of all users, bool (N,). Independent of split and shard.
-
-    Smaller subsets are contained in larger ones, and a user who is added to the data changes nobody's place.
-
-    Args:
-        keys: of the users, uint64 (N,).
-        share: in [0, 1]; 1 is everybody.
-    """
-    if share >= 1:
-        return np.ones(len(keys), dtype=bool)
-    return unit_interval(mix(keys, SUBSET_SEED), SUBSET_SEED) < share

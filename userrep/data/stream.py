@@ -116,14 +116,22 @@ class TrainingStream:
         with DataContext.current(context):
             return ray.data.range(len(windows), override_num_blocks=len(windows)).map_batches(prepare, batch_size=1)
 
-    def batches(self, start_step: int = 0) -> Iterator[UserBatch]:
-        """The same batches for a single worker, prepared in this process; needs no Ray cluster."""
+    def batches(self, start_step: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[UserBatch]:
+        """The same batches for one worker, prepared in this process; needs no Ray cluster.
+
+        Args:
+            start_step: first step that is still to be taken.
+            rank: of the worker.
+            world_size: number of workers.
+        """
         for window in self.plan.windows(start_step):
-            for table in self.window_batches(window, 1, start_step):
+            for table in self.window_batches(window, world_size, start_step, range(rank, rank + 1)):
                 yield from_table(table)
 
-    def window_batches(self, window: int, world_size: int, start_step: int) -> Iterator[pa.Table]:
-        """One-row tables of those steps of a window that are due, ordered by (step, rank).
+    def window_batches(
+        self, window: int, world_size: int, start_step: int, ranks: range | None = None
+    ) -> Iterator[pa.Table]:
+        """One-row tables of those steps of a window that are due, ordered by (step, rank); default: of all ranks.
 
         What is random is drawn for the global batch, before it is cut for the workers: it does not depend on their
         number.
@@ -145,7 +153,7 @@ class TrainingStream:
             events = draw_events(global_samples, self.augment, plan.rng(step))
             drop = self.augment.token_drop
             token_filter = partial(drop_tokens, probability=drop, seed=step) if drop else None
-            for rank in range(world_size):
+            for rank in ranks or range(world_size):
                 start, stop = rank * size // world_size, (rank + 1) * size // world_size
                 mine = global_samples.take(np.arange(start, stop))
                 yield to_table(build_batch(group, mine, events.of_users(start, stop), step, token_filter))
@@ -170,14 +178,30 @@ def open_stream(
     global_batch_size: int,
     seed: int,
     num_steps: int,
+    user_share: float = 1.0,
 ) -> TrainingStream:
     """The stream of a run over the training samples of one or several tables, mixed by their weights.
+
+    Args:
+        sets: the tables.
+        views: which samples.
+        augment: what is seen of them.
+        global_batch_size: samples of a step, over all workers.
+        seed: of their order.
+        num_steps: length of the run.
+        user_share: share of each table's samples that the run draws from, (0, 1]: the first ones. Shards hold users by
+            hash, so they are a random choice, and smaller shares are contained in larger ones.
 
     Raises:
         ValueError: a table has too few samples for its share of a global batch.
     """
     counts = tuple(
-        np.fromiter((_num_samples(group, views) for shard in s.shards for group in shard["row_groups"]), dtype=np.int64)
+        _first_samples(
+            np.fromiter(
+                (_num_samples(group, views) for shard in s.shards for group in shard["row_groups"]), dtype=np.int64
+            ),
+            user_share,
+        )
         for s in sets
     )
     shards = [shard for s in sets for shard in s.shards]
@@ -190,6 +214,12 @@ def open_stream(
         augment=augment,
         plan=Plan(counts, tuple(s.weight for s in sets), global_batch_size, seed, num_steps),
     )
+
+
+def _first_samples(counts: np.ndarray, share: float) -> np.ndarray:
+    """Samples of each row group, (R,), that are among the first of that share of all; the last one may be cut."""
+    ends = np.cumsum(counts)
+    return np.clip(round(share * int(counts.sum())) - (ends - counts), 0, counts)
 
 
 def _num_samples(row_group: dict[str, Any], views: ViewConfig) -> int:

@@ -31,7 +31,7 @@ class Cell(Config):
     global_batch_size: int = Field(ge=2)
     num_steps: int = Field(ge=1)
     max_events: int = Field(ge=1)  # history length: most events of a view
-    user_share: float = Field(default=1.0, gt=0, le=1)  # of all users, by `userrep.data.split.in_subset`
+    user_share: float = Field(default=1.0, gt=0, le=1)  # of the training samples, `PretrainConfig.user_share`
     learning_rate: float = Field(gt=0)
     embedding_learning_rate: float = Field(gt=0)
     seed: int = 0
@@ -52,7 +52,7 @@ class Cell(Config):
         return self.global_batch_size * self.num_steps
 
     def overrides(self) -> list[str]:
-        """Assignments to a pretraining config; the share of users is the data's.
+        """Assignments to a pretraining config.
 
         Cells have no steps without blocks, so that all steps of a run cost the same.
         """
@@ -61,6 +61,7 @@ class Cell(Config):
             "augment.max_events": self.max_events,
             "global_batch_size": self.global_batch_size,
             "num_steps": self.num_steps,
+            "user_share": self.user_share,
             "optim.learning_rate": self.learning_rate,
             "optim.embedding_learning_rate": self.embedding_learning_rate,
             "optim.bag_steps": 0,
@@ -128,21 +129,25 @@ class PlannedCell:
         cell: what will run.
         factor: which arm of the star it is on; `center`, or `grid` and `budget` in the other designs.
         flops: operations of the whole run, over unique real tokens.
+        model_flops: of them, without what is computed twice.
         padded_flops: what a padded implementation would need.
         parameters: as `count_parameters` gives them.
         tokens: unique tokens that the run encodes.
         memory_bytes: of a worker.
         epochs: times that every user of the cell's subset is seen.
+        learning_rate_factor: times the ladder's learning rates.
     """
 
     cell: Cell
     factor: Factor
     flops: float
+    model_flops: float
     padded_flops: float
     parameters: dict[str, int]
     tokens: float
     memory_bytes: float
     epochs: float
+    learning_rate_factor: float
 
 
 @dataclass(frozen=True)
@@ -241,20 +246,22 @@ def _plan_cell(place: _Place, factor: Factor, grid: GridConfig, ladder: LadderCo
         embedding_learning_rate=_rounded(place.rate_factor * rates[1].value),
         seed=place.seed,
     )
-    return _price(cell, factor, workload, base)
+    return _price(cell, factor, place.rate_factor, workload, base)
 
 
-def _price(cell: Cell, factor: Factor, workload: Workload, base: SweepBase) -> PlannedCell:
+def _price(cell: Cell, factor: Factor, rate_factor: float, workload: Workload, base: SweepBase) -> PlannedCell:
     cost = step_cost(cell.model, workload.shape)
     return PlannedCell(
         cell=cell,
         factor=factor,
         flops=cell.num_steps * cost.total_flops,
+        model_flops=cell.num_steps * cost.model_flops,
         padded_flops=cell.num_steps * cost.padded_flops,
         parameters=parameter_counts(cell.model, base.vocab_size),
         tokens=cell.num_steps * workload.shape.items.positions,
         memory_bytes=workload.memory_bytes,
         epochs=cell.num_samples / (cell.user_share * base.num_samples),
+        learning_rate_factor=rate_factor,
     )
 
 

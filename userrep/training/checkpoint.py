@@ -103,6 +103,14 @@ def write_checkpoint(
     return target
 
 
+def restore_snapshot(snapshot: Snapshot, state: TrainState) -> None:
+    """Makes a state what it was when the snapshot was taken, in place."""
+    state.model.load_state_dict(snapshot.model)
+    # Copies: the optimizer would go on with the snapshot's own tensors.
+    _unflatten_optimizer(snapshot.optimizer, state.optimizer)
+    state.set_progress(snapshot.progress)
+
+
 def restore_checkpoint(checkpoint: Path, state: TrainState) -> None:
     """Loads a verified checkpoint into `state`, in place."""
     load_model(checkpoint / MODEL_FILE, state.model)

@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule, both pure functions of the config and the step."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,9 +12,11 @@ from userrep.models.layers import PositionEmbedding
 
 
 class OptimConfig(Config):
-    """AdamW with linear warm-up and cosine decay.
+    """AdamW with linear warm-up, and cosine decay or a constant rate with a decay at the end.
 
-    Source: schedule and betas as in LMRec (arXiv 2212.03760, appendix A), by CLUE's first authors.
+    Source: cosine schedule and betas as in LMRec (arXiv 2212.03760, appendix A), by CLUE's first authors; `wsd`
+    (warm-up, stable, decay) from MiniCPM (arXiv 2404.06395, section 4), its decay by the square root from Hagele et al.
+    2024 (arXiv 2405.18392, section 3).
     Differs: token embeddings have a learning rate of their own; no decay on them, on vectors and on scalars.
     """
 
@@ -23,7 +25,11 @@ class OptimConfig(Config):
     weight_decay: float = Field(default=0.01, ge=0)  # decoupled; of matrices alone
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.98, ge=0, lt=1)
-    warmup_fraction: float = Field(default=0.05, ge=0, le=1)  # of all steps
+    # wsd: up to its decay, a run is the same however long it is to be; so one long run has shorter ones on its way.
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)  # cosine: of all steps
+    warmup_steps: int = Field(default=50, ge=0)  # wsd
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)  # wsd: last steps, of all
     bag_steps: int = Field(default=0, ge=0)  # first steps without transformer blocks, see `training/objective.py`
     block_warmup_steps: int = Field(default=100, ge=1)  # after them: second warm-up of everything but the embeddings
     final_fraction: float = Field(default=0.01, ge=0, le=1)  # of the peak learning rate, at the last step
@@ -52,12 +58,22 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Fraction of the peak learning rate at a step, counted from 0: linear warm-up, then cosine to `final_fraction`."""
+    """Fraction of the peak learning rate at a step, counted from 0: linear warm-up, then a fall to `final_fraction`."""
+    if config.schedule == "wsd":
+        start = decay_start(num_steps, config)
+        progress = max(0.0, (step + 1 - start) / (num_steps - start))
+        warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        return warm * (config.final_fraction + (1 - config.final_fraction) * (1 - math.sqrt(progress)))
     warmup = config.warmup_fraction * num_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1.0, num_steps - 1 - warmup)
     return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def decay_start(num_steps: int, config: OptimConfig) -> int:
+    """Steps of a `wsd` run before its learning rate decays; at least the last step is decayed."""
+    return num_steps - max(1, round(config.decay_fraction * num_steps))
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig) -> None:

@@ -40,6 +40,8 @@ class PretrainConfig(Config):
     optim: OptimConfig = OptimConfig()
     global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
     num_steps: int = Field(default=300, ge=1)
+    # Of the training samples; smaller shares are parts of larger ones. A sweep over data sizes sets it.
+    user_share: float = Field(default=1.0, gt=0, le=1)
     validate_every: int = Field(default=50, ge=1)  # steps between validations, each of which saves a checkpoint
     pool_size: int = Field(default=1000, ge=2)  # held-out users of a validation
     keep_checkpoints: int = Field(default=2, ge=1)  # newest ones; the best one is kept as well
@@ -100,6 +102,7 @@ def open_training_stream(shards: Path, config: PretrainConfig, num_steps: int | 
             config.global_batch_size,
             config.seed,
             num_steps or config.num_steps,
+            config.user_share,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
