@@ -77,7 +77,9 @@ def fit_probe(
     _check(train_vectors, train_labels, num_classes, MIN_TRAIN)
     _check(test_vectors, test_labels, num_classes, 1)
     if train_vectors.shape[1] != test_vectors.shape[1]:
-        raise ValueError(f"training vectors are {train_vectors.shape}, test vectors {test_vectors.shape}: one encoder's")
+        raise ValueError(
+            f"training vectors are {train_vectors.shape}, test vectors {test_vectors.shape}: one encoder's"
+        )
     mean_D, std_D = train_vectors.mean(axis=0), train_vectors.std(axis=0)
     scale_D = 1 / np.where(std_D > 1e-6, std_D, np.inf)  # a dimension in which all users are alike says nothing
     train_ND, test_ND = (
