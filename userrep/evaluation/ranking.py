@@ -57,7 +57,7 @@ def expected_hits(scores_PP: np.ndarray, k: int) -> np.ndarray:
     own_P = np.diagonal(scores_PP)[:, None]
     num_better_P = (scores_PP > own_P).sum(axis=1)
     num_equal_P = (scores_PP == own_P).sum(axis=1)  # includes the candidate itself
-    return np.clip((k - num_better_P) / num_equal_P, 0, 1)
+    return hit_rates(num_better_P, num_equal_P, k)
 
 
 def bootstrap_interval(values_P: np.ndarray, num_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -97,6 +97,17 @@ def class_ranks(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray
         num_higher_N[part] = (logits > own).sum(axis=1)
         num_same_N[part] = (logits == own).sum(axis=1)
     return num_higher_N, num_same_N
+
+
+def hit_rates(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int) -> np.ndarray:
+    """Probability that each sample's right class is among the k best, over a random order of ties; float64 (N,).
+
+    Args:
+        num_higher_N: from `class_ranks`.
+        num_same_N: likewise.
+        k: last rank that counts, >= 1.
+    """
+    return np.clip((k - num_higher_N) / num_same_N, 0, 1)
 
 
 def reciprocal_ranks(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int) -> np.ndarray:

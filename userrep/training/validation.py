@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from userrep.data.pool import Pool
+from userrep.evaluation.pool_loss import infonce
 from userrep.evaluation.ranking import retrieval_hits
 from userrep.losses.contrastive import MAX_LOGIT_SCALE
 from userrep.losses.gather import all_gather_uneven, rank, world_size
@@ -37,15 +38,8 @@ def validate(model: Encoder, pool: Pool) -> dict[str, float]:
     scale = min(model.logit_scale.exp().item(), MAX_LOGIT_SCALE)
     hits = retrieval_hits(scores_PP)
     return {
-        "val/loss": _symmetric_cross_entropy(scale * scores_PP),
+        "val/loss": infonce(anchor_PD, positive_PD, scale),
         "val/recall_at_1": float(hits[1].mean()),
         "val/recall_at_10": float(hits[10].mean()),
         "val/logit_scale": scale,
     }
-
-
-def _symmetric_cross_entropy(logits_PP: np.ndarray) -> float:
-    logits = torch.from_numpy(logits_PP).double()
-    target = torch.arange(len(logits))
-    loss = torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
-    return float(loss / 2)
