@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines import sweep_cli
+
 if TYPE_CHECKING:
     from pipelines.config import JobConfig
     from pipelines.job import Job
@@ -17,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(sweep_cli.app, name="sweep")
 
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")

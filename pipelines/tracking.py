@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # `userrep sync-tracking` starts without torch and ray
     from pipelines.job import Job
 
 RUNS = "runs"
-RUN_PLACES = (f"{RUNS}/*", "continual/*", "continual/*/cells/*")  # the run of an experiment before those below it
+# The run of an experiment before those below it.
+RUN_PLACES = (f"{RUNS}/*", "continual/*", "continual/*/cells/*", "sweep", "sweep/cells/*")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import yaml
 
 from pipelines.config import JobConfig
 from pipelines.continual_config import ContinualJobConfig
-from pipelines.experiments import continual, public, synthetic
+from pipelines.experiments import continual, public, sweeps, synthetic
+from pipelines.sweep_config import SweepConfig
 from userrep.config import Config, ConfigError
 
 CONFIGS: dict[str, Callable[[], JobConfig]] = {
@@ -20,6 +21,18 @@ CONFIGS: dict[str, Callable[[], JobConfig]] = {
 CONTINUAL_CONFIGS: dict[str, Callable[[], ContinualJobConfig]] = {
     function.__name__: function
     for function in (continual.smoke, continual.synthetic, continual.ml1m, continual.ml1m_sampling)
+}
+
+
+SWEEP_CONFIGS: dict[str, Callable[[], SweepConfig]] = {
+    function.__name__: function
+    for function in (
+        sweeps.sweep_smoke,
+        sweeps.sweep_synthetic,
+        sweeps.sweep_amazon2014,
+        sweeps.rates_synthetic,
+        sweeps.rates_amazon2014,
+    )
 }
 
 
@@ -60,6 +73,18 @@ def load_continual_config(
     if seeds:
         words.append(f"seeds=[{seeds}]")
     return config.with_overrides([*words, *overrides])
+
+
+def load_sweep_config(name_or_file: str, data: Path | None, overrides: list[str]) -> SweepConfig:
+    """Resolves the options of `userrep sweep`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    config = _find(name_or_file, SWEEP_CONFIGS, SweepConfig)
+    if data is not None:
+        config = config.model_copy(update={"job": config.job.with_data(data)})
+    return config.with_overrides(overrides)
 
 
 C = TypeVar("C", bound=Config)

@@ -145,6 +145,16 @@ class CellEvaluation:
             downstream_scores={name: result.score for name, result in results.items()},
         )
 
+    @torch.no_grad()
+    def pool_loss(self, model: Encoder, max_events: int) -> float:
+        """`Measured.loss` alone: a look at an encoder that goes on training."""
+        was_training = model.training
+        model.eval()
+        try:
+            return best_scale(*self._encode_pool(model, max_events)).loss
+        finally:
+            model.train(was_training)
+
     def _encode_pool(self, model: Encoder, max_events: int) -> tuple[np.ndarray, np.ndarray]:
         """Anchors and positives, float32 (P, D)."""
         pool = replace(self._pool, max_events=max_events)

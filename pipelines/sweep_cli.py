@@ -1,0 +1,167 @@
+"""`userrep sweep ...`: plan, run, watch and fit scaling-law sweeps. Stages are imported when they run."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Scaling-law sweeps: planned, priced, run, fitted.", no_args_is_help=True)
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", help="sweep_smoke, sweep_synthetic, sweep_amazon2014, or a YAML/JSON file.")
+]
+WorkdirOption = Annotated[
+    Path, typer.Option("--workdir", "-w", help="Where data, cells and the report go. Rerunning continues there.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", "-d", help="Path of the raw data, for sources that read files.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Override, e.g. lanes.num_lanes=4. Repeatable.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's and MLflow's own messages.")]
+FlopsOption = Annotated[
+    float | None,
+    typer.Option("--flops-per-s", min=1.0, help="Throughput of a lane; default: measured here, once per sweep."),
+]
+
+
+@app.command()
+def plan(
+    config: ConfigOption,
+    workdir: WorkdirOption = Path("jobs/sweep"),
+    data: DataOption = None,
+    overrides: SetOption = None,
+    flops_per_s: FlopsOption = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0.0, help="Of a lane's hour; shows what the sweep costs.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="How every size came to be: formulas and sources.")
+    ] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show the cells with operations, hours, memory and cost; starts none. Makes the data where they are missing."""
+    from pipelines.sweep_status import derivations
+
+    planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
+    if explain:
+        sys.stdout.write(derivations(planned) + "\n\n")
+    _show(planned, throughput, lanes, price)
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    workdir: WorkdirOption = Path("jobs/sweep"),
+    data: DataOption = None,
+    overrides: SetOption = None,
+    flops_per_s: FlopsOption = None,
+    max_hours: Annotated[
+        float | None, typer.Option("--max-hours", min=0.0, help="Leave out cells that would not end by then.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also run cells again that have diverged.")
+    ] = False,
+    compare_with: Annotated[
+        Path | None, typer.Option("--compare-with", help="Working directory of an earlier sweep, to see drift.")
+    ] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run the cells that are not finished, the most expensive first; then fit, and write the report."""
+    from pipelines import sweep
+    from pipelines.console import Console
+    from pipelines.sweep_finish import finish
+
+    console, workdir = Console(verbose), workdir.resolve()
+    planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
+    _show(planned, throughput, lanes, None)
+    outcome = sweep.run(planned, throughput, workdir, console, max_hours, retry_failed)
+    sys.stdout.write(finish(planned, outcome, workdir, compare_with, console) + "\n")
+    if outcome.passed_over:
+        console.say(f"sweep: no time was left for {len(outcome.passed_over)} cells; the same command runs them")
+    if outcome.failed:
+        lines = "\n".join(f"  {cell_id}: {message}" for cell_id, message in outcome.failed.items())
+        raise RuntimeError(f"sweep: {len(outcome.failed)} cells have failed:\n{lines}")
+
+
+@app.command()
+def status(
+    workdir: WorkdirOption = Path("jobs/sweep"),
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until all is done.")] = False,
+) -> None:
+    """Show every cell with its state, rate and result, and the time that is left. Needs no Ray."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from pipelines.sweep_status import read_status, status_table
+
+    def table() -> tuple[Any, bool]:
+        rows, lanes = read_status(workdir)
+        return status_table(rows, lanes), any(row["status"] == "planned" for row in rows)
+
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    if not watch:
+        console.print(table()[0])
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        is_open = True
+        while is_open:
+            shown, is_open = table()
+            live.update(shown, refresh=True)
+            time.sleep(2)
+
+
+@app.command("learning-rate")
+def learning_rate(
+    workdir: WorkdirOption = Path("jobs/sweep"),
+    measured_in: Annotated[str, typer.Option("--measured-in", help="Record that will hold the measurement.")] = "",
+) -> None:
+    """Fit the ladder's rule of learning rates to a sweep with several `learning_rate_factors`; prints it as YAML."""
+    import yaml
+
+    from pipelines.sweep_rates import fit_rates
+
+    found = fit_rates(workdir.resolve(), measured_in or str(workdir))
+    for optimum in found.optima:
+        sys.stderr.write(
+            f"width {optimum.dim}, batch {optimum.batch_size}: {optimum.learning_rate:.3g} and "
+            f"{optimum.embedding_learning_rate:.3g}\n"
+        )
+    sys.stderr.write(f"the rule differs from an optimum by a factor of {found.worst_factor:.2f} at the most\n")
+    sys.stdout.write(yaml.safe_dump({"ladder": {"rate": found.rule.model_dump(mode="json")}}, sort_keys=False))
+
+
+def _plan(
+    config: str, workdir: Path, data: Path | None, overrides: list[str] | None, flops_per_s: float | None, verbose: bool
+) -> tuple[Any, Any, int]:
+    """The plan, the throughput, and how many lanes this machine has room for."""
+    import os
+
+    from pipelines import sweep
+    from pipelines.console import Console
+    from pipelines.experiments.catalog import load_sweep_config
+    from pipelines.mlflow_store import quiet_mlflow
+    from pipelines.sweep_plan import throughput_of
+
+    if not verbose:
+        quiet_mlflow()
+    resolved = load_sweep_config(config, data, overrides or [])
+    lanes = resolved.lanes
+    room = max(1, (os.cpu_count() or 1) // (lanes.num_workers * lanes.threads))
+    num_lanes = min(lanes.num_lanes or room, room)
+    planned = sweep.prepare(resolved, workdir.resolve(), Console(verbose), num_lanes)
+    return planned, throughput_of(planned, flops_per_s), num_lanes
+
+
+def _show(planned: Any, throughput: Any, num_lanes: int, price: float | None) -> None:
+    from rich.console import Console
+
+    from pipelines.sweep_plan import Budget
+    from pipelines.sweep_status import plan_summary, plan_table
+
+    Console(width=None if sys.stdout.isatty() else 160).print(plan_table(planned, throughput))
+    budget = Budget.of(planned, throughput, num_lanes, price)
+    sys.stdout.write(plan_summary(planned, throughput, budget, num_lanes) + "\n")
