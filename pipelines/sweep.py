@@ -9,7 +9,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,7 +122,8 @@ def run(
     reason = reason or send_cells(plan, record, uri, set())
     if reason is not None:
         console.say(
-            f"sweep: MLflow does not have all runs ({reason}); `userrep sync-tracking --workdir {workdir}` sends the rest"
+            f"sweep: MLflow does not have all runs ({reason}); "
+            f"`userrep sync-tracking --workdir {workdir}` sends the rest"
         )
     failed = {row["cell_id"]: row["message"] for row in table.to_pylist() if row["status"] == "failed"}
     return Outcome(table, passed_over, failed)
@@ -196,7 +197,9 @@ def _run_lanes(
     )
     num_lanes = min(num_lanes, len(priced))
     seconds = None if max_hours is None else 3600 * max_hours
-    queue = ray.remote(CellQueue).options(num_cpus=0).remote(plan.directory, priced, lanes.retries, seconds)
+    queue: Any = (
+        cast(Any, ray.remote(CellQueue)).options(num_cpus=0).remote(plan.directory, priced, lanes.retries, seconds)
+    )
     settings = {
         "directory": str(plan.directory),
         "shards": str(plan.shards),
@@ -205,7 +208,7 @@ def _run_lanes(
         "config": plan.config.model_dump(mode="json"),
         "num_units": len(priced),
     }
-    start = ray.remote(run_lane).options(num_cpus=0, max_retries=0)
+    start = cast(Any, ray.remote(run_lane)).options(num_cpus=0, max_retries=0)
     running = [start.remote(settings, queue, lane) for lane in range(num_lanes)]
     total = sum(len(p.cell_ids) for p in priced)
     sent: set[str] = set()
@@ -216,7 +219,7 @@ def _run_lanes(
             for reason in ray.get(over):
                 if reason:
                     console.say(f"sweep: a lane has ended: {reason}")
-            status = ray.get(queue.status.remote())
+            status: dict[str, Any] = ray.get(queue.status.remote())
             advance(status["finished"], total, status["finished"], describe_lanes(status))
             if time.monotonic() - looked_s > SEND_INTERVAL_S:
                 send_cells(plan, record, uri, sent)

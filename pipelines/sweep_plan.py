@@ -242,15 +242,14 @@ def _measure(plan: SweepPlan, planned: PlannedCell) -> float:
     try:
         state = build_state(config, read_manifest(plan.shards), plan.shards)
         objective = ClueObjective(state.model, 0, config.loss, lanes.memory, config.precision)
-        started, first = time.perf_counter(), None
+        ends: list[float] = []
         for batch in open_training_stream(plan.shards, config, max(3, config.num_steps)).batches():
             train_step(objective, state, batch, config.optim, config.num_steps)
-            now = time.perf_counter()
-            if first is None:  # the first step also plans memory and touches pages for the first time
-                first = now
-            elif now - started > TRIAL_S or state.step == config.num_steps:
+            ends.append(time.perf_counter())
+            if len(ends) > 2 and ends[-1] - ends[0] > TRIAL_S:
                 break
-        return planned.flops / planned.cell.num_steps * (state.step - 1) / (now - first)
+        # The first step also plans memory and touches pages for the first time.
+        return planned.flops / planned.cell.num_steps * (len(ends) - 1) / (ends[-1] - ends[0])
     finally:
         torch.set_num_threads(before)
 

@@ -1,4 +1,4 @@
-"""Which cells lanes run next, and what has become of those that they took. A plain object; the driver makes it an actor.
+"""Which cells lanes run next, and what has become of those that they took; the driver makes an actor of it.
 
 Units (cells that share a trunk) are handed out the most expensive first, so that the last ones to end are short. Where
 time is limited, one that would not end in time is passed over for a cheaper one.

@@ -55,7 +55,7 @@ def plan_summary(plan: SweepPlan, throughput: Throughput, budget: Budget, num_la
         f"{budget.num_cells} cells in {budget.num_units} trunks, {decades:.2f} decades of compute",
         f"{budget.flops:.3g} FLOP; cells that share a trunk save {budget.saved_flops:.3g}",
         f"{throughput.origin} throughput of a lane: {rates}",
-        f"{budget.lane_hours:.2f} lane hours, about {budget.hours:.2f} hours with {num_lanes} lanes, evaluation included",
+        f"{budget.lane_hours:.2f} lane hours, about {budget.hours:.2f} hours with {num_lanes} lanes",
     ]
     if budget.cost is not None:
         lines.append(f"cost: {budget.cost:.2f}")
