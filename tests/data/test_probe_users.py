@@ -105,15 +105,16 @@ def test_an_item_stands_once(tmp_path: Path):
 
 def test_labels_are_those_that_enough_training_users_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(probe_users, "MIN_LABELLED", 4)
+    monkeypatch.setattr(probe_users, "MIN_PER_CLASS", 2)
 
     def user(number: int, split: str, **labels: str) -> User:
         return User(f"u{number}", split, {0: [("a", 1), ("b", 2)]}, tuple(labels.items()))
 
     train = [
-        user(0, "train", sex="F", one="x", rare="1", unseen="p"),
-        user(1, "train", sex="M", one="x", rare="2", unseen="q"),
-        user(2, "train", sex="M", one="x", rare="3", unseen="q"),
-        user(3, "train", sex="F", one="x", unseen="q"),
+        user(0, "train", sex="F", one="x", name="n0", rare="1", unseen="p"),
+        user(1, "train", sex="M", one="x", name="n0", rare="2", unseen="q"),
+        user(2, "train", sex="M", one="x", name="n2", rare="3", unseen="q"),
+        user(3, "train", sex="F", one="x", name="n3", unseen="q"),
         user(4, "train", one="x"),
     ]
     test = [
@@ -122,9 +123,8 @@ def test_labels_are_those_that_enough_training_users_have(tmp_path: Path, monkey
         user(7, "test"),
     ]
     users = load(tmp_path, [[train[:2], [*train[2:], *test]]], 10, 10, 5)
-    assert list(users.labels) == [
-        "sex"
-    ]  # `one` has one class, `rare` three users, `unseen` no test user of a known class
+    # `one` has one class, `name` three of four users, `rare` three users, `unseen` no held-out user of a known class.
+    assert list(users.labels) == ["sex"]
     assert users.labels["sex"].classes == ("F", "M")
     assert users.labels["sex"].labels.tolist() == [0, 1, 1, 0, UNKNOWN, 1, UNKNOWN, UNKNOWN]
 

@@ -6,7 +6,7 @@ import torch
 
 from userrep.evaluation.probe import ProbeConfig, ProbeResult, class_frequencies, fit_probe
 
-CONFIG = ProbeConfig(hidden_dim=32, max_epochs=40)
+CONFIG = ProbeConfig(hidden_dim=32, learning_rate=5e-3, batch_size=128)
 
 
 def unit_vectors(num_users: int, dim: int, seed: int) -> np.ndarray:

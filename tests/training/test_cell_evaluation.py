@@ -25,7 +25,11 @@ from userrep.training.validation import encode_pool
 
 VIEWS = ViewConfig(kinds=("time",), max_events=7)
 CONFIG = EvaluationConfig(
-    pool_size=40, num_probe_train=120, num_probe_test=60, probe_max_events=6, probe=ProbeConfig(hidden_dim=16)
+    pool_size=40,
+    num_probe_train=120,
+    num_probe_test=60,
+    probe_max_events=6,
+    probe=ProbeConfig(hidden_dim=16, learning_rate=1e-2, batch_size=32),
 )
 ITEMS = {"early": "abcdefgh", "late": "stuvwxyz"}
 

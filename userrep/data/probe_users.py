@@ -20,6 +20,7 @@ from userrep.data.split import SPLITS
 from userrep.data.views import RowGroup, manifest_row_groups, merge_row_groups, read_row_group
 
 MIN_LABELLED = 50  # training users, below which a label is not asked for
+MIN_PER_CLASS = 10  # of them, on average: a label that names users (a postcode, a name) asks for what cannot be learned
 UNKNOWN = -1  # class of a user without the label
 
 
@@ -215,7 +216,7 @@ def _last_events(group: RowGroup) -> np.ndarray:
 
 
 def _labels(profiles: list[dict[str, str]], is_train: np.ndarray) -> dict[str, ProbeLabel]:
-    """Labels with two classes, `MIN_LABELLED` training users and a test user at least, by name."""
+    """By name, labels with two classes, a held-out user, and enough training users."""
     labels = dict[str, ProbeLabel]()
     for name in sorted({name for profile in profiles for name in profile}):
         values = [profile.get(name) for profile in profiles]
@@ -223,6 +224,7 @@ def _labels(profiles: list[dict[str, str]], is_train: np.ndarray) -> dict[str, P
         classes = tuple(sorted(set(known)))
         code = {value: number for number, value in enumerate(classes)}
         codes = np.array([UNKNOWN if value is None else code.get(value, UNKNOWN) for value in values])
-        if len(classes) >= 2 and len(known) >= MIN_LABELLED and (codes[~is_train] != UNKNOWN).any():
+        is_enough = len(known) >= max(MIN_LABELLED, MIN_PER_CLASS * len(classes))
+        if len(classes) >= 2 and is_enough and (codes[~is_train] != UNKNOWN).any():
             labels[name] = ProbeLabel(classes, codes)
     return labels

@@ -11,7 +11,7 @@ the positive of user j.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy.optimize import brentq
@@ -63,7 +63,7 @@ def best_scale(anchor_PD: np.ndarray, positive_PD: np.ndarray) -> BestScale:
     elif slope(high) <= 0:
         scale = SCALES[1]
     else:
-        scale = float(np.exp(brentq(slope, low, high, xtol=LOG_SCALE_TOLERANCE)))
+        scale = float(np.exp(cast(float, brentq(slope, low, high, xtol=LOG_SCALE_TOLERANCE))))
     return BestScale(scale, _loss_and_slope(score_blocks, scale)[0])
 
 
@@ -73,7 +73,7 @@ def pool_recall(anchor_PD: np.ndarray, positive_PD: np.ndarray) -> dict[int, flo
     Raises:
         ValueError: as `infonce`.
     """
-    recalls = dict.fromkeys(CUTOFFS, 0.0)
+    recalls: dict[int, float] = dict.fromkeys(CUTOFFS, 0.0)
     for queries_PD, candidates_PD in ((anchor_PD, positive_PD), (positive_PD, anchor_PD)):
         ranks = [
             class_ranks(scores_RP, np.arange(start, start + len(scores_RP)))

@@ -4,6 +4,7 @@ Legend: `N` users, `D` width of a user vector, `C` classes, `K` width of a class
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +17,23 @@ from userrep.config import Config
 from userrep.evaluation.ranking import class_ranks, hit_rates
 
 MIN_TRAIN = 10  # users: fewer leave nothing to stop on
-LOGITS_AT_ONCE = 1 << 22  # 16 MiB of them
+LOGITS_AT_ONCE = 1 << 20  # 8 MiB of them for each network
 
 
 class ProbeConfig(Config):
-    """The network that reads user vectors, and how it is trained; the same for every encoder."""
+    """The networks that read user vectors, and how they are trained; the same for every encoder.
 
+    Each network stops on another part of the training users, and their probabilities are averaged: a single one adds as
+    much noise to a score as separates two sizes of an encoder.
+    """
+
+    num_networks: int = Field(default=4, ge=2, le=MIN_TRAIN)
     hidden_dim: int = Field(default=128, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     batch_size: int = Field(default=256, ge=1)
-    max_epochs: int = Field(default=60, ge=1)
-    patience: int = Field(default=4, ge=1)  # epochs without a smaller loss on the users that it stops on
-    stopping_share: float = Field(default=0.15, gt=0, le=0.5)  # of the training users
+    max_epochs: int = Field(default=100, ge=1)
+    patience: int = Field(default=4, ge=1)  # epochs without a smaller loss on the users that a network stops on
     seed: int = 0
 
 
@@ -54,7 +59,7 @@ def fit_probe(
     class_vectors_CK: np.ndarray | None = None,
     k: int = 1,
 ) -> ProbeResult:
-    """Trains a network with one hidden layer on the training users, and measures it on the test users.
+    """Trains networks with one hidden layer on the training users, and measures them on the test users.
 
     Vectors are standardised by the training users. Training starts where nothing is known of a user (every class as
     often as in training; with class vectors, all alike) and ends when the loss on a part of the training users falls no
@@ -65,7 +70,7 @@ def fit_probe(
         train_labels: classes in [0, C), int (N,).
         test_vectors: float32 (N', D).
         test_labels: likewise (N',).
-        config: the network.
+        config: the networks.
         class_vectors_CK: fixed vectors of the classes, by whose inner product with the output they are scored. Default:
             the classes are those up to the largest label, and have an output each.
         k: the score is the share of users whose right class is among the k best: 1 is accuracy.
@@ -87,8 +92,19 @@ def fit_probe(
     )
     classes_CK = None if class_vectors_CK is None else torch.from_numpy(class_vectors_CK.astype(np.float32))
     prior_C = np.log(_frequencies(train_labels, num_classes)) if classes_CK is None else None
-    network = _train(train_ND, torch.from_numpy(train_labels.astype(np.int64)), classes_CK, prior_C, config)
-    return _measure(network, test_ND, test_labels, classes_CK, k)
+    num_outputs = num_classes if classes_CK is None else classes_CK.shape[1]
+    labels_N = torch.from_numpy(train_labels.astype(np.int64))
+    order = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(config.seed))
+    networks = list[nn.Module]()
+    for number in range(config.num_networks):
+        is_fitted = torch.arange(len(order)) % config.num_networks != number
+        seed = config.seed * config.num_networks + number
+        network = _network(train_ND.shape[1], num_outputs, prior_C, config.hidden_dim, seed)
+        fitted, stopping = (
+            _Users(train_ND[users], labels_N[users], classes_CK) for users in (order[is_fitted], order[~is_fitted])
+        )
+        networks.append(_train(network, fitted, stopping, config, seed))
+    return _measure(networks, _Users(test_ND, torch.from_numpy(test_labels.astype(np.int64)), classes_CK), k)
 
 
 def class_frequencies(
@@ -133,10 +149,31 @@ def _frequencies(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return counts_C / counts_C.sum()
 
 
-def _network(dim: int, num_outputs: int, prior_C: np.ndarray | None, config: ProbeConfig) -> nn.Sequential:
+@dataclass(frozen=True)
+class _Users:
+    """Standardised vectors (N, D), classes (N,), and the vectors of all classes, if they have any."""
+
+    vectors: torch.Tensor
+    labels: torch.Tensor
+    classes: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, users: torch.Tensor | slice) -> "_Users":
+        return _Users(self.vectors[users], self.labels[users], self.classes)
+
+    def logits(self, network: nn.Module) -> torch.Tensor:
+        """Scores of all classes (N, C)."""
+        output = network(self.vectors)
+        return output if self.classes is None else output @ self.classes.T
+
+
+def _network(dim: int, num_outputs: int, prior_C: np.ndarray | None, hidden_dim: int, seed: int) -> nn.Module:
+    """One that says the same of every user."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        hidden, output = nn.Linear(dim, config.hidden_dim), nn.Linear(config.hidden_dim, num_outputs)
+        torch.manual_seed(seed)
+        hidden, output = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, num_outputs)
     nn.init.zeros_(output.weight)
     nn.init.zeros_(output.bias)
     if prior_C is not None:
@@ -144,28 +181,18 @@ def _network(dim: int, num_outputs: int, prior_C: np.ndarray | None, config: Pro
     return nn.Sequential(hidden, nn.GELU(), output)
 
 
-def _train(
-    vectors_ND: torch.Tensor,
-    labels_N: torch.Tensor,
-    classes_CK: torch.Tensor | None,
-    prior_C: np.ndarray | None,
-    config: ProbeConfig,
-) -> nn.Sequential:
+def _train(network: nn.Module, fitted: _Users, stopping: _Users, config: ProbeConfig, seed: int) -> nn.Module:
     """The network at its smallest loss on the users that it stops on."""
-    num_outputs = len(prior_C) if classes_CK is None and prior_C is not None else classes_CK.shape[1]
-    network = _network(vectors_ND.shape[1], num_outputs, prior_C, config)
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(len(vectors_ND), generator=generator)
-    num_stopping = max(1, round(config.stopping_share * len(order)))
-    stopping, fitted = order[:num_stopping], order[num_stopping:]
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    best, best_loss, num_worse = copy.deepcopy(network), _loss(network, vectors_ND, labels_N, stopping, classes_CK), 0
+    best, best_loss, num_worse = copy.deepcopy(network), _loss(network, stopping), 0
     for _ in range(config.max_epochs):
-        for users in fitted[torch.randperm(len(fitted), generator=generator)].split(config.batch_size):
+        for users in torch.randperm(len(fitted), generator=generator).split(config.batch_size):
+            part = fitted.take(users)
             optimizer.zero_grad()
-            F.cross_entropy(_logits(network, vectors_ND[users], classes_CK), labels_N[users]).backward()
+            F.cross_entropy(part.logits(network), part.labels).backward()
             optimizer.step()
-        loss = _loss(network, vectors_ND, labels_N, stopping, classes_CK)
+        loss = _loss(network, stopping)
         num_worse = num_worse + 1 if loss >= best_loss else 0
         if loss < best_loss:
             best, best_loss = copy.deepcopy(network), loss
@@ -174,32 +201,19 @@ def _train(
     return best
 
 
-def _logits(network: nn.Module, vectors_ND: torch.Tensor, classes_CK: torch.Tensor | None) -> torch.Tensor:
-    output = network(vectors_ND)
-    return output if classes_CK is None else output @ classes_CK.T
+@torch.no_grad()
+def _loss(network: nn.Module, users: _Users) -> float:
+    return float(F.cross_entropy(users.logits(network), users.labels))
 
 
 @torch.no_grad()
-def _loss(
-    network: nn.Module,
-    vectors_ND: torch.Tensor,
-    labels_N: torch.Tensor,
-    users: torch.Tensor,
-    classes_CK: torch.Tensor | None,
-) -> float:
-    return float(F.cross_entropy(_logits(network, vectors_ND[users], classes_CK), labels_N[users]))
-
-
-@torch.no_grad()
-def _measure(
-    network: nn.Module, vectors_ND: torch.Tensor, labels_N: np.ndarray, classes_CK: torch.Tensor | None, k: int
-) -> ProbeResult:
+def _measure(networks: list[nn.Module], users: _Users, k: int) -> ProbeResult:
     losses, hits = list[np.ndarray](), list[np.ndarray]()
-    num_classes = len(classes_CK) if classes_CK is not None else network(vectors_ND[:1]).shape[1]
-    size = max(1, LOGITS_AT_ONCE // num_classes)
-    for start in range(0, len(labels_N), size):
-        logits, labels = _logits(network, vectors_ND[start : start + size], classes_CK), labels_N[start : start + size]
-        target = torch.from_numpy(labels.astype(np.int64))
-        losses.append(F.cross_entropy(logits.double(), target, reduction="none").numpy())
-        hits.append(hit_rates(*class_ranks(logits.numpy(), labels), k))
+    size = max(1, LOGITS_AT_ONCE // users.take(slice(1)).logits(networks[0]).shape[1])
+    for start in range(0, len(users), size):
+        part = users.take(slice(start, start + size))
+        logs = torch.stack([part.logits(network).double().log_softmax(dim=1) for network in networks])
+        log_NC = logs.logsumexp(dim=0) - math.log(len(networks))
+        losses.append(F.nll_loss(log_NC, part.labels, reduction="none").numpy())
+        hits.append(hit_rates(*class_ranks(log_NC.numpy(), part.labels.numpy()), k))
     return ProbeResult(float(np.concatenate(losses).mean()), float(np.concatenate(hits).mean()))

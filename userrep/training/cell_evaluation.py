@@ -158,8 +158,8 @@ class CellEvaluation:
     def _encode_pool(self, model: Encoder, max_events: int) -> tuple[np.ndarray, np.ndarray]:
         """Anchors and positives, float32 (P, D)."""
         pool = replace(self._pool, max_events=max_events)
-        lengths = pool.samples.anchor_lengths, pool.samples.positive_lengths
-        num_events = sum(np.minimum(view, max_events) for view in lengths)
+        lengths = np.stack([pool.samples.anchor_lengths, pool.samples.positive_lengths])
+        num_events = np.minimum(lengths, max_events).sum(axis=0)
         parts = [
             encode(model, pool.batch(start, stop)).cpu().numpy().reshape(2, stop - start, -1)
             for start, stop in _parts(num_events, model.dim)
