@@ -50,13 +50,13 @@ def sweep_synthetic() -> SweepConfig:
         grids=(
             GridConfig(
                 design="star",
-                center=Center(parameters=1e5, samples=131_072, max_events=16, batch_size=256),
+                center=Center(parameters=1e5, samples=65_536, max_events=16, batch_size=256),
                 parameters=(1e4, 2.2e4, 4.6e4, 2.2e5, 4.6e5, 1e6),
-                samples=(8192, 16_384, 32_768, 65_536, 262_144, 524_288),
+                samples=(4096, 8192, 16_384, 32_768, 131_072, 262_144),
                 max_events=(1, 2, 4, 8, 32),
                 batch_sizes=(32, 64, 128, 512, 1024),
             ),
-            _small_batch((2.2e4, 4.6e5), 131_072, 16),
+            _small_batch((2.2e4, 4.6e5), 65_536, 16),
         ),
     )
 
@@ -73,13 +73,13 @@ def sweep_amazon2014() -> SweepConfig:
         grids=(
             GridConfig(
                 design="star",
-                center=Center(parameters=1e5, samples=131_072, max_events=8, batch_size=256),
+                center=Center(parameters=1e5, samples=65_536, max_events=8, batch_size=256),
                 parameters=(1e4, 2.2e4, 4.6e4, 2.2e5, 4.6e5, 1e6),
-                samples=(8192, 16_384, 32_768, 65_536, 262_144, 524_288),
+                samples=(4096, 8192, 16_384, 32_768, 131_072, 262_144),
                 max_events=(1, 2, 4, 16),
                 batch_sizes=(32, 64, 128, 512, 1024),
             ),
-            _small_batch((2.2e4, 4.6e5), 131_072, 8),
+            _small_batch((2.2e4, 4.6e5), 65_536, 8),
         ),
     )
 
