@@ -10,8 +10,8 @@ from datetime import date, timedelta
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-FIRST_DAY = date(2000, 1, 1)
-NUM_DAYS = 28 * 365 + 7  # after 28 years days of week and leap years repeat, so every expression has shown all its gaps
+# After 28 years days of week and leap years repeat, so every expression has shown all its gaps.
+_ALL_DAYS = tuple(date(2000, 1, 1) + timedelta(days=n) for n in range(28 * 365 + 7))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CronExpression:
     @property
     def shortest_gap_days(self) -> int:
         """Fewest days from one day on which it fires to the next; 0 where it never fires."""
-        fired = [n for n in range(NUM_DAYS) if self.fires_on(FIRST_DAY + timedelta(days=n))]
+        fired = [day.toordinal() for day in _ALL_DAYS if self.fires_on(day)]
         return min((b - a for a, b in itertools.pairwise(fired)), default=0)
 
 

@@ -13,6 +13,7 @@ import re
 from typing import Any, Literal
 
 import yaml
+
 from pipelines.sweep_kubernetes_config import KubernetesConfig, PodSize
 from pipelines.sweep_recurring import REQUEST_VARIABLE
 from pipelines.sweep_schedule import ScheduleConfig
