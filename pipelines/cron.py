@@ -69,9 +69,9 @@ class CronExpression:
 
     @property
     def shortest_gap_days(self) -> int:
-        """Fewest days from one day on which it fires to the next; 0 where it never fires."""
+        """Fewest days from one day on which it fires to the next."""
         fired = [day.toordinal() for day in _ALL_DAYS if self.fires_on(day)]
-        return min((b - a for a, b in itertools.pairwise(fired)), default=0)
+        return min(b - a for a, b in itertools.pairwise(fired))
 
 
 def parse_cron(text: str) -> CronExpression:
@@ -96,7 +96,7 @@ def parse_cron(text: str) -> CronExpression:
             "is a union to Kubernetes and an intersection to cron; write the days as a list"
         )
     found = CronExpression(" ".join(words), *values, is_either=not any(is_free))
-    if not found.shortest_gap_days:
+    if not any(map(found.fires_on, _ALL_DAYS)):
         raise ValueError(f"cron expression {text!r} never fires: no year has such a day; check day of month and month")
     return found
 

@@ -22,7 +22,7 @@ from userrep.config import ConfigError
 Kind = Literal["CronJob", "RayCronJob"]
 
 START_SECONDS = 3600  # nodes may have to be bought, and images of Ray with torch are large
-REPORT_SECONDS = 3600  # after `max_hours` no cell is begun; the last one, fit and report still need time
+REPORT_SECONDS = 3600  # cells are planned to end by `max_hours`; a slow last one, fit and report need time
 STARTING_DEADLINE_SECONDS = 12 * 3600  # a sweep that the control plane missed is made up for within half a day
 
 # A finished RayJob is removed with its pods before the next one is made: pods of an earlier attempt can outlive it

@@ -38,6 +38,7 @@ class RecurringSweep(Config):
         data: path of the raw data; `{date}` in it is the date of the run.
         overrides: of the sweep's config, key=value; `{date}` likewise.
         max_hours: cells that would end later are not begun.
+        flops_per_s: throughput of a lane, which prices the cells; None: measured by the process that starts the sweep.
         time_zone: IANA name, in which the day begins that names the directory.
     """
 
@@ -46,6 +47,7 @@ class RecurringSweep(Config):
     data: str | None = None
     overrides: tuple[str, ...] = ()
     max_hours: float = Field(default=24.0, gt=0)
+    flops_per_s: float | None = Field(default=None, ge=1)
     time_zone: str = "UTC"
 
     @field_validator("root")
@@ -125,6 +127,8 @@ def sweep_command(request: RecurringSweep, name: str, compare_with: Path | None)
     command += ["--workdir", str(Path(request.root) / name), "--max-hours", f"{request.max_hours:g}"]
     if request.data is not None:
         command += ["--data", request.data.replace(DATE, name)]
+    if request.flops_per_s is not None:
+        command += ["--flops-per-s", repr(request.flops_per_s)]
     for override in request.overrides:
         command += ["--set", override.replace(DATE, name)]
     return command if compare_with is None else [*command, "--compare-with", str(compare_with)]

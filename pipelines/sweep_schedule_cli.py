@@ -24,6 +24,9 @@ def schedule(
     ] = "userrep-sweep",
     time_zone: Annotated[str, typer.Option("--time-zone", help="IANA name, e.g. Asia/Seoul.")] = "UTC",
     max_hours: Annotated[float, typer.Option("--max-hours", help="No cell is begun that would end later.")] = 24.0,
+    flops_per_s: Annotated[
+        float | None, typer.Option("--flops-per-s", help="Of a lane; default: what a run's head measures each time.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server, without credentials. Default: one in WORKDIR.")
     ] = None,
@@ -57,6 +60,7 @@ def schedule(
                 "data": data if data is None or not is_cron else str(Path(data).absolute()),
                 "overrides": overrides or [],
                 "max_hours": max_hours,
+                "flops_per_s": flops_per_s,
                 "time_zone": time_zone,
             },
         }

@@ -88,11 +88,13 @@ def test_pointer_is_never_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_command_carries_the_date() -> None:
     request = RecurringSweep(config="weekly", root="/s", data="/raw/{date}", overrides=("a=1", "b={date}"), max_hours=6)
-    command = sweep_command(request, "2026-11-23", None)
+    command = sweep_command(request.with_overrides(["flops_per_s=2.5e+14"]), "2026-11-23", None)
     assert command[:5] == [sys.executable, "-m", "pipelines.cli", "sweep", "run"]
     assert value_of(command, "--workdir") == "/s/2026-11-23"
     assert value_of(command, "--data") == "/raw/2026-11-23"
     assert value_of(command, "--max-hours") == "6"
+    assert float(value_of(command, "--flops-per-s") or 0) == 2.5e14
+    assert "--flops-per-s" not in sweep_command(request, "2026-11-23", None)
     assert [b for a, b in itertools.pairwise(command) if a == "--set"] == ["a=1", "b=2026-11-23"]
     assert "--compare-with" not in command
 
