@@ -13,13 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def commands() -> list[str]:
-    """`userrep ...` lines of the code blocks of the documents, without comments."""
+    """`userrep ...` lines of the code blocks of the documents, without comments; continued ones are one."""
     found = []
     for document in (ROOT / "README.md", ROOT / "cluster/README.md"):
         for block in re.findall(r"```\n(.*?)```", document.read_text(), flags=re.DOTALL):
-            found += [
-                line.split("#")[0].split(">")[0].strip() for line in block.splitlines() if line.startswith("userrep ")
-            ]
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.split("#")[0].split(">")[0].strip() for line in lines if line.startswith("userrep ")]
     return found
 
 
