@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.sweep_schedule_cli import schedule
+
 app = typer.Typer(help="Scaling-law sweeps: planned, priced, run, fitted.", no_args_is_help=True)
 
 ConfigOption = Annotated[
@@ -112,6 +114,9 @@ def status(
             shown, is_open = table()
             live.update(shown, refresh=True)
             time.sleep(2)
+
+
+app.command("schedule")(schedule)
 
 
 @app.command("learning-rate")

@@ -6,11 +6,17 @@ from pipelines.sweep_config import SweepConfig
 from userrep.data.augment import AugmentConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.scaling.grid import Center, GridConfig
+from userrep.scaling.rules import LadderConfig, PowerRule, RateRule
 from userrep.training.cell_evaluation import EvaluationConfig
 from userrep.training.optim import OptimConfig
 from userrep.training.settings import PretrainConfig
 
 OPTIM = OptimConfig(schedule="wsd", warmup_steps=20)
+SYNTHETIC_RATES = RateRule(
+    matrices=PowerRule(value=2.955e-3, width_exponent=-0.490, batch_exponent=0.655),
+    embeddings=PowerRule(value=2.954e-2, width_exponent=0.510, batch_exponent=0.655),
+    measured_in="`rates_synthetic`, pipelines/records/scaling_synthetic_cpu2_202611.md",
+)
 
 
 def sweep_smoke() -> SweepConfig:
@@ -58,6 +64,7 @@ def sweep_synthetic() -> SweepConfig:
             ),
             _small_batch((2.2e4, 4.6e5), 65_536, 16),
         ),
+        ladder=LadderConfig(rate=SYNTHETIC_RATES),
     )
 
 
@@ -106,7 +113,12 @@ def _rates(sweep: SweepConfig, max_events: int) -> SweepConfig:
     )
     evaluation = sweep.evaluation.model_copy(update={"probe_labels": False, "probe_next_item": False})
     return sweep.model_copy(
-        update={"name": sweep.name.replace("sweep", "rates"), "grids": grids, "evaluation": evaluation}
+        update={
+            "name": sweep.name.replace("sweep", "rates"),
+            "grids": grids,
+            "evaluation": evaluation,
+            "ladder": LadderConfig(),
+        }
     )
 
 
