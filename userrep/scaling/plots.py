@@ -20,7 +20,7 @@ from userrep.scaling.runs import ARMS
 from userrep.scaling.wording import FACTOR_NAMES, percent
 
 WIDE, PANEL = 6.6, 3.1  # inches
-REFUSAL_WIDTH = 62  # letters of a line
+REFUSAL_WIDTH = 44  # letters of a line
 
 
 def draw_figures(runs: pa.Table, laws: Laws) -> Iterator[tuple[str, Figure, str]]:
@@ -141,7 +141,7 @@ def _title(law: Law) -> str:
         return textwrap.fill(f"{law.name}: {law.refusal}", REFUSAL_WIDTH)
     exponent = law.with_floor.estimate(f"exponent_{law.factors[0]}")
     assert exponent is not None, "a fitted power law"
-    said = _short(exponent) if exponent.is_stated else f"not stated ({_reason(exponent)})"
+    said = _short(exponent) if exponent.is_stated else "not stated"
     title = f"{law.name}, n = {len(law.cell_ids)}: exponent {said}"
     if law.doubling is not None:
         change = law.doubling.factor_change
@@ -196,5 +196,5 @@ def _reason(estimate: Estimate) -> str:
     """The first refusal, short enough for the side of a figure."""
     reason = estimate.refusals[0]
     if "times the value wide" in reason:
-        return f"interval {(estimate.high - estimate.low) / estimate.value:.2g} times as wide"
+        return f"width {(estimate.high - estimate.low) / estimate.value:.2g} of the value"
     return textwrap.shorten(reason, 40, placeholder=" ...")
