@@ -110,7 +110,7 @@ def _retrieval_figure(systems: dict[str, dict[str, float]], pool: int) -> Markup
     axes.set_xlim(0, min(1.02, 1.1 * max(chance, *(system["recall_at_10_high"] for system in systems.values()))))
     axes.set_xlabel(f"recall@10 among {pool:,} users")
     spoken = "; ".join(f"{label(n)} {format_share(systems[n]['recall_at_10'])} {interval(systems[n])}" for n in names)
-    return _svg(figure, "retrieval", f"Recall at 10 with 95% intervals: {spoken}. Chance is {format_share(chance)}.")
+    return inline_svg(figure, "retrieval", f"Recall at 10 with 95% intervals: {spoken}. Chance is {format_share(chance)}.")
 
 
 def _training_figure(curve: list[dict[str, Any]], batch_size: int, pool: int) -> Markup:
@@ -137,7 +137,7 @@ def _training_figure(curve: list[dict[str, Any]], batch_size: int, pool: int) ->
         spoken += (
             f" Validation: loss {val_loss[-1]:.3f}, chance {log(pool):.3f}; recall at 10 {format_share(recall[-1])}."
         )
-    return _svg(figure, "training", spoken)
+    return inline_svg(figure, "training", spoken)
 
 
 def _throughput_figure(curve: list[dict[str, Any]], batch_size: int) -> Markup:
@@ -153,7 +153,7 @@ def _throughput_figure(curve: list[dict[str, Any]], batch_size: int) -> Markup:
     waits.set(ylabel="input wait, %", ylim=(0, 100))
     _name_steps(waits, steps)
     spoken = f"Median {np.median(users_per_s):,.0f} users per second and {np.median(percent):.1f}% input wait per step."
-    return _svg(figure, "throughput", spoken)
+    return inline_svg(figure, "throughput", spoken)
 
 
 def _stages_figure(stages: dict[str, dict[str, Any]]) -> Markup:
@@ -167,7 +167,7 @@ def _stages_figure(stages: dict[str, dict[str, Any]]) -> Markup:
     axes.set(xlabel="seconds", xlim=(0, 1.45 * max(1e-3, *(stage["seconds"] for stage in stages.values()))))
     axes.xaxis.set_major_formatter("{x:,g}")
     spoken = "; ".join(f"{name} {text}" for name, text in zip(stages, texts, strict=True))
-    return _svg(figure, "stages", f"Time of each stage: {spoken}.")
+    return inline_svg(figure, "stages", f"Time of each stage: {spoken}.")
 
 
 def _bar_figure(labels: Sequence[str], row_height: float) -> tuple[Figure, Axes]:
@@ -209,7 +209,7 @@ def _name_steps(axes: Axes, steps: np.ndarray) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def _svg(figure: Figure, name: str, spoken: str) -> Markup:
+def inline_svg(figure: Figure, name: str, spoken: str) -> Markup:
     """Renders a figure as an inline element: ids of its own, the page's font and colours, text for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
