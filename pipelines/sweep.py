@@ -1,19 +1,17 @@
-"""`userrep sweep run`: the cells of a plan in warm lanes, then the table of runs, the fits and the report.
+"""`userrep sweep run`: the cells of a plan, then the table of runs.
 
 A cell that is finished is never run again, whatever has killed the sweep in between: its result is committed in one
 step, by the one attempt that has the right to. MLflow has a run for the sweep and, below it, one for each cell.
 """
 
 import json
-import time
-import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from pipelines import ingest, tokenize
 from pipelines.console import Console
@@ -22,9 +20,8 @@ from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
 from pipelines.sweep_cell import is_finished, read_row
 from pipelines.sweep_config import SweepConfig
-from pipelines.sweep_lane import run_lane
-from pipelines.sweep_plan import SweepPlan, Throughput, Unit, make_plan, planned_row
-from pipelines.sweep_queue import FAILURE_NAME, CellQueue, Priced
+from pipelines.sweep_plan import SWEEP, SweepPlan, Unit, make_plan, planned_row
+from pipelines.sweep_queue import FAILURE_NAME
 from userrep.config import ConfigError
 from userrep.manifest import Manifest, describe_file, staged_directory, write_json, write_manifest
 from userrep.publishing.connection import RegistryError, check_uri
@@ -36,8 +33,6 @@ from userrep.training.tracking import SPOOL_NAME
 
 STAGE = "sweep"
 RUNS_TABLE, RUNS_FILE = "runs", "runs.parquet"
-POLL_INTERVAL_S = 1.0
-SEND_INTERVAL_S = 60.0  # between two looks for finished cells that MLflow does not have
 
 
 @dataclass(frozen=True)
@@ -47,12 +42,16 @@ class Outcome:
     Attributes:
         runs: table of all cells of the plan.
         passed_over: ids of cells for which there was no time.
-        failed: ids of cells that failed, and why.
+        failures: of cells that failed: `message`, and whether it `is_final`, as of a run that diverges.
     """
 
     runs: pa.Table
     passed_over: list[str]
-    failed: dict[str, str]
+    failures: dict[str, dict[str, Any]]
+
+
+# Runs units, and now and then calls a function that tells MLflow of finished cells; returns cells that it passed over.
+Executor = Callable[[list[Unit], Callable[[], object]], list[str]]
 
 
 def prepare(config: SweepConfig, workdir: Path, console: Console, num_lanes: int = 0) -> SweepPlan:
@@ -75,58 +74,54 @@ def prepare(config: SweepConfig, workdir: Path, console: Console, num_lanes: int
     return plan
 
 
-def run(
-    plan: SweepPlan,
-    throughput: Throughput,
-    workdir: Path,
-    console: Console,
-    max_hours: float | None = None,
-    retry_failed: bool = False,
-) -> Outcome:
-    """Runs the cells that are not finished.
+def replan(workdir: Path) -> SweepPlan:
+    """The sweep that was planned last in a working directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = workdir / SWEEP / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no sweep: pass the --workdir of `userrep sweep plan` or `run`")
+    config = SweepConfig.parse(json.loads(path.read_text()))
+    return make_plan(config, workdir / tokenize.TABLE, workdir, 1)
+
+
+def run(plan: SweepPlan, workdir: Path, console: Console, execute: Executor, retry_failed: bool = False) -> Outcome:
+    """Runs the cells that are not finished, and commits the table of runs.
 
     Args:
         plan: of the sweep.
-        throughput: that cells are priced by.
         workdir: of the sweep.
         console: for progress.
-        max_hours: that the command may take; cells that would not end in time are left out.
+        execute: where they are run: `pipelines.sweep_lanes` or `pipelines.sweep_jobs`.
         retry_failed: also run cells again that diverged.
-
-    Raises:
-        ConfigError: the cluster has no room for a single lane.
-        RuntimeError: no lane could be started.
     """
     uri = tracking_uri(workdir)
     check_uri(uri, create=True)
     units = units_left(plan, retry_failed)
-    num_left = sum(len(unit.cells) for unit in units)
-    console.say(f"sweep: {len(plan.cells)} cells, {num_left} to run")
-    passed_over: list[str] = []
+    console.say(f"sweep: {len(plan.cells)} cells, {sum(len(unit.cells) for unit in units)} to run")
+    passed_over, sent = list[str](), set[str]()
     with living_job(plan.directory):
         names = {"stage": STAGE, "name": plan.config.name}
         record = RunRecord.start(plan.directory, plan.config.experiment, _tracked_config(plan), **names)
         follower = Follower(plan.directory, uri)
         try:
             if units:
-                priced = [
-                    Priced(unit_values(plan, unit, throughput), plan.seconds_of(unit, throughput)) for unit in units
-                ]
-                with ray_session(console.is_verbose):
-                    passed_over = _run_lanes(plan, priced, max_hours, uri, record, console)
+                passed_over = execute(units, lambda: send_cells(plan, record, uri, sent))
         finally:
             table = collect(plan)
             write_runs(plan, table)
             reason = follower.finish("FINISHED")
             record.model_copy(update={"status": "FINISHED"}).write(plan.directory)
-    reason = reason or send_cells(plan, record, uri, set())
+    reason = reason or send_cells(plan, record, uri, sent)
     if reason is not None:
         console.say(
             f"sweep: MLflow does not have all runs ({reason}); "
             f"`userrep sync-tracking --workdir {workdir}` sends the rest"
         )
-    failed = {row["cell_id"]: row["message"] for row in table.to_pylist() if row["status"] == "failed"}
-    return Outcome(table, passed_over, failed)
+    failures = {p.cell.cell_id: read_failure(plan.cell_directory(p.cell.cell_id)) for p in plan.cells}
+    return Outcome(table, passed_over, {cell_id: failure for cell_id, failure in failures.items() if failure})
 
 
 def units_left(plan: SweepPlan, retry_failed: bool = False) -> list[Unit]:
@@ -141,104 +136,6 @@ def units_left(plan: SweepPlan, retry_failed: bool = False) -> list[Unit]:
             (directory / FAILURE_NAME).unlink()
     left = [unit.without(done) for unit in plan.units]
     return [unit for unit in left if unit.cells]
-
-
-def unit_values(plan: SweepPlan, unit: Unit, throughput: Throughput) -> dict[str, Any]:
-    """What a lane needs to know of a unit, JSON-plain."""
-    lanes, longest = plan.config.lanes, unit.cells[-1]
-    seconds = plan.seconds_of(unit, throughput)
-    sizes = f"N {longest.parameters['non_embedding']:,} S {longest.cell.max_events} B {longest.cell.global_batch_size}"
-    return {
-        "trunk_id": unit.trunk_id,
-        "label": sizes,
-        "config": plan.pretrain_config(longest.cell).model_dump(mode="json"),
-        "model_share": longest.model_flops / longest.flops,
-        "timeout_s": max(lanes.min_timeout_s, lanes.timeout_factor * seconds),
-        "cells": [
-            {
-                "cell_id": planned.cell.cell_id,
-                "cell": planned.cell.model_dump(mode="json"),
-                "row": planned_row(planned, plan.config.name),
-            }
-            for planned in unit.cells
-        ],
-    }
-
-
-def count_lanes(plan_lanes: int, cpus: float, gpus: float, num_workers: int, threads: int, use_gpu: bool) -> int:
-    """Lanes that a cluster has room for, at most as many as are wanted.
-
-    Raises:
-        ConfigError: for none.
-    """
-    room = int(cpus // (num_workers * threads))
-    if use_gpu:
-        room = min(room, int(gpus // num_workers))
-    if room < 1:
-        raise ConfigError(
-            f"a lane of {num_workers} workers with {threads} CPUs{' and a GPU' if use_gpu else ''} each does not fit "
-            f"into the cluster's {cpus:g} CPUs and {gpus:g} GPUs: lower lanes.num_workers or lanes.threads"
-        )
-    return min(plan_lanes or room, room)
-
-
-def _run_lanes(
-    plan: SweepPlan, priced: list[Priced], max_hours: float | None, uri: str, record: RunRecord, console: Console
-) -> list[str]:
-    """Runs lanes until the queue is empty; returns the cells that were passed over."""
-    lanes, resources = plan.config.lanes, ray.cluster_resources()
-    num_lanes = count_lanes(
-        lanes.num_lanes,
-        resources.get("CPU", 0),
-        resources.get("GPU", 0),
-        lanes.num_workers,
-        lanes.threads,
-        lanes.use_gpu,
-    )
-    num_lanes = min(num_lanes, len(priced))
-    seconds = None if max_hours is None else 3600 * max_hours
-    queue: Any = (
-        cast(Any, ray.remote(CellQueue)).options(num_cpus=0).remote(plan.directory, priced, lanes.retries, seconds)
-    )
-    settings = {
-        "directory": str(plan.directory),
-        "shards": str(plan.shards),
-        "job": uuid.uuid4().hex,
-        "lanes": lanes.model_dump(mode="json"),
-        "config": plan.config.model_dump(mode="json"),
-        "num_units": len(priced),
-    }
-    start = cast(Any, ray.remote(run_lane)).options(num_cpus=0, max_retries=0)
-    running = [start.remote(settings, queue, lane) for lane in range(num_lanes)]
-    total = sum(len(p.cell_ids) for p in priced)
-    sent: set[str] = set()
-    looked_s = time.monotonic()
-    with console.progress("sweep", "cells") as advance:
-        while running:
-            over, running = ray.wait(running, num_returns=1, timeout=POLL_INTERVAL_S)
-            for reason in ray.get(over):
-                if reason:
-                    console.say(f"sweep: a lane has ended: {reason}")
-            status: dict[str, Any] = ray.get(queue.status.remote())
-            advance(status["finished"], total, status["finished"], describe_lanes(status))
-            if time.monotonic() - looked_s > SEND_INTERVAL_S:
-                send_cells(plan, record, uri, sent)
-                looked_s = time.monotonic()
-    status = ray.get(queue.status.remote())
-    if status["waiting"]:
-        raise RuntimeError(
-            f"sweep: all lanes have ended with {status['waiting']} cells waiting; the same command goes on"
-        )
-    return status["passed_over"]
-
-
-def describe_lanes(status: dict[str, Any]) -> str:
-    """What every lane is at, and the time that is left."""
-    lanes = [
-        f"[{lane['label']}: {lane['step']}/{lane['num_steps']} {lane['note']}]" for lane in status["lanes"].values()
-    ]
-    failed = f", {status['failed']} failed" if status["failed"] else ""
-    return f"{' '.join(lanes)}{failed}; by price, {status['left_s'] / 60:.0f} min left"
 
 
 def read_failure(directory: Path) -> dict[str, Any] | None:

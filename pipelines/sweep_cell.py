@@ -38,7 +38,6 @@ from userrep.training.trunk import Hooks, Progress, run_trunk
 
 RESULT = "result"  # directory of what a finished cell is; it never changes
 ROW_NAME = "run.json"
-FORK = "fork"  # directory of a trunk's checkpoint
 PROGRESS_NAME = "progress.json"
 MAX_POINTS = 200  # of a cell's training loss in MLflow
 
@@ -58,6 +57,7 @@ class UnitRun:
         peak_flops_per_s: of all workers of the lane.
         device: its name, for the table.
         checkpoint_s: seconds of steps that a kill may cost.
+        fork: directory of the trunk's checkpoint.
     """
 
     cells: tuple[Cell, ...]
@@ -70,11 +70,7 @@ class UnitRun:
     peak_flops_per_s: float
     device: str
     checkpoint_s: float
-
-    @property
-    def fork(self) -> Path:
-        """Where the trunk's checkpoint is."""
-        return self.directory / "trunks" / self.cells[0].trunk_id / FORK
+    fork: Path
 
 
 def run_unit(

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,23 +71,47 @@ def run(
     compare_with: Annotated[
         Path | None, typer.Option("--compare-with", help="Working directory of an earlier sweep, to see drift.")
     ] = None,
+    jobs_address: Annotated[
+        str, typer.Option("--jobs-address", help="Run every cell as a Ray job of its own there, e.g. http://HOST:8265.")
+    ] = "",
+    job_python: Annotated[
+        str, typer.Option("--job-python", help="With --jobs-address: interpreter on the cluster's machines.")
+    ] = "python",
     verbose: VerboseOption = False,
 ) -> None:
     """Run the cells that are not finished, the most expensive first; then fit, and write the report."""
     from pipelines import sweep
     from pipelines.console import Console
-    from pipelines.sweep_finish import finish
+    from pipelines.sweep_finish import earlier_fit, finish
+    from pipelines.sweep_lanes import run_lanes
 
     console, workdir = Console(verbose), workdir.resolve()
+    earlier = earlier_fit(compare_with)
     planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
     _show(planned, throughput, lanes, None)
-    outcome = sweep.run(planned, throughput, workdir, console, max_hours, retry_failed)
-    sys.stdout.write(finish(planned, outcome, workdir, compare_with, console) + "\n")
+    execute = partial(run_lanes, planned, throughput, max_hours, console)
+    if jobs_address:
+        from pipelines.sweep_jobs import run_jobs
+
+        execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console)
+    outcome = sweep.run(planned, workdir, console, execute, retry_failed)
+    sys.stdout.write(finish(planned, outcome, workdir, earlier, console) + "\n")
     if outcome.passed_over:
         console.say(f"sweep: no time was left for {len(outcome.passed_over)} cells; the same command runs them")
-    if outcome.failed:
-        lines = "\n".join(f"  {cell_id}: {message}" for cell_id, message in outcome.failed.items())
-        raise RuntimeError(f"sweep: {len(outcome.failed)} cells have failed:\n{lines}")
+    for cell_id, failure in outcome.failures.items():
+        console.say(f"sweep: cell {cell_id} {failure['message']}")
+    if not all(failure["is_final"] for failure in outcome.failures.values()):
+        raise RuntimeError("sweep: cells have failed that may succeed when they are run again; see above")
+
+
+@app.command(hidden=True)
+def cell(
+    cell_id: Annotated[str, typer.Argument(help="Id of the cell.")], workdir: WorkdirOption = Path("jobs/sweep")
+) -> None:
+    """Run one cell of a planned sweep in this process: what a job of --jobs-address does."""
+    from pipelines.sweep_jobs import run_one
+
+    run_one(workdir.resolve(), cell_id)
 
 
 @app.command()

@@ -101,6 +101,7 @@ def _run(
     queue, lane, directory = settings["queue"], settings["lane"], Path(settings["directory"])
     cells = tuple(Cell.parse(cell["cell"]) for cell in unit["cells"])
     config, shards = PretrainConfig.parse(unit["config"]), Path(settings["shards"])
+    trunk = directory / "trunks" / unit["trunk_id"]
     state = build_state(config, read_manifest(shards), shards)
     state.model.to(device)
     objective = ray.train.torch.prepare_model(
@@ -113,10 +114,11 @@ def _run(
         directory=directory,
         config=config,
         shards=shards,
-        attempt=_attempt(directory / "trunks" / unit["trunk_id"], settings["job"]) if rank() == 0 else None,
+        attempt=_attempt(trunk, settings["job"]) if rank() == 0 else None,
         peak_flops_per_s=peak,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         checkpoint_s=lanes.checkpoint_s,
+        fork=trunk / "fork",
     )
     run_unit(run, state, objective, evaluation, _beat(queue, lane), _committed(queue, lane))
 

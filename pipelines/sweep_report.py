@@ -125,7 +125,9 @@ def _context(laws: Laws, drift: Drift | None, figures: list[tuple[str, Markup, s
         "refused": [(law.name, law.refusal) for law in laws.laws if law.refusal is not None],
         "forms": form_rows(laws),
         "forecasts": forecast_rows(laws),
-        "unforecast": [(law.name, law.forecast_refusal) for law in laws.laws if not law.refusal and law.forecast_refusal],
+        "unforecast": [
+            (law.name, law.forecast_refusal) for law in laws.laws if not law.refusal and law.forecast_refusal
+        ],
         "residuals": residual_rows(laws),
         "worst": WORST,
         "next": next_rows(laws),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sweep import count_lanes
+from pipelines.sweep_lanes import count_lanes
 from pipelines.sweep_queue import FAILURE_NAME, JOURNAL_NAME, STATUS_NAME, CellQueue, Priced
 from userrep.config import ConfigError
 

@@ -114,7 +114,9 @@ class Drift:
         else:
             names = ", ".join(f"{change.law} {change.name}" for change in self.drifted)
             verdict = f"{len(self.drifted)} of {len(compared)} constants have drifted against {self.earlier}: {names}."
-        center = f"the new center cell cannot be forecast: {self.center_refusal}" if self.center is None else self.center
+        center = (
+            f"the new center cell cannot be forecast: {self.center_refusal}" if self.center is None else self.center
+        )
         sentence = str(center)
         return f"{verdict} {sentence[0].upper()}{sentence[1:]}."
 

@@ -48,9 +48,7 @@ class Question:
     refusal: str | None = None
 
 
-def fit_question(
-    question: Question, prices: PriceList | None, *, num_resamples: int, seed: int
-) -> Law:
+def fit_question(question: Question, prices: PriceList | None, *, num_resamples: int, seed: int) -> Law:
     """Fits a law to its places.
 
     Args:
