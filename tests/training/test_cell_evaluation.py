@@ -20,7 +20,7 @@ from userrep.manifest import Manifest, read_manifest, write_manifest
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue, ClueConfig
 from userrep.training import cell_evaluation
-from userrep.training.cell_evaluation import CellEvaluation, EvaluationConfig, Measured, probe_vectors
+from userrep.training.cell_evaluation import CellEvaluation, EvaluationConfig, probe_vectors
 from userrep.training.validation import encode_pool
 
 VIEWS = ViewConfig(kinds=("time",), max_events=7)
@@ -180,6 +180,8 @@ def test_a_bag_of_tokens_is_measured_too(evaluation: CellEvaluation):
 def test_unusable_cells_are_refused(evaluation: CellEvaluation, tmp_path: Path):
     with pytest.raises(ValueError, match="max_events is 7, the probe users have 6"):
         evaluation.measure(new_model(), 7)
+    with pytest.raises(ValueError, match="max_events is 0"):
+        evaluation.measure(new_model(), 0)
     model = new_model()
     model.token_embedding.weight.data[:] = math.nan
     with pytest.raises(ValueError, match="the encoder has diverged"):
