@@ -23,8 +23,8 @@ LOGITS_AT_ONCE = 1 << 20  # 8 MiB of them for each network
 class ProbeConfig(Config):
     """The networks that read user vectors, and how they are trained; the same for every encoder.
 
-    Each network stops on another part of the training users, and their probabilities are averaged: a single one adds as
-    much noise to a score as separates two sizes of an encoder.
+    Each network stops on another part of the training users, and their probabilities are averaged, and with them the
+    luck of their training.
     """
 
     num_networks: int = Field(default=4, ge=2, le=MIN_TRAIN)
@@ -110,8 +110,9 @@ def fit_probe(
 def class_frequencies(
     train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int | None = None, k: int = 1
 ) -> ProbeResult:
-    """What knowing nothing of a user scores: each class is as likely as it is frequent in training (each counted once
-    more, so that none is impossible).
+    """What knowing nothing of a user scores: each class is as likely as it is frequent in training.
+
+    Every class is counted once more than it is there, so that none is impossible.
 
     Args:
         train_labels: classes in [0, C), int (N,).

@@ -104,7 +104,10 @@ class CellEvaluation:
         return len(self._pool)
 
     def chance(self) -> dict[str, ProbeResult]:
-        """By task, what the probe would score if it knew nothing of a user: the frequencies of the classes."""
+        """By task, what one scores who knows how frequent the classes are, and nothing of a user.
+
+        The probe of the next item does not know it: it starts from all candidates alike, with a loss of log C.
+        """
         return {
             name: class_frequencies(*self._labels(question), k=question.k) for name, question in self.questions.items()
         }
@@ -120,6 +123,8 @@ class CellEvaluation:
         Raises:
             ValueError: the encoder has diverged, or `max_events` is more than the probe users were loaded with.
         """
+        if max_events < 1:
+            raise ValueError(f"max_events is {max_events}: an encoder is shown at least one event")
         if self._users is not None and max_events > self._config.probe_max_events:
             raise ValueError(
                 f"max_events is {max_events}, the probe users have {self._config.probe_max_events} events of a "
