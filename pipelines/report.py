@@ -110,7 +110,9 @@ def _retrieval_figure(systems: dict[str, dict[str, float]], pool: int) -> Markup
     axes.set_xlim(0, min(1.02, 1.1 * max(chance, *(system["recall_at_10_high"] for system in systems.values()))))
     axes.set_xlabel(f"recall@10 among {pool:,} users")
     spoken = "; ".join(f"{label(n)} {format_share(systems[n]['recall_at_10'])} {interval(systems[n])}" for n in names)
-    return inline_svg(figure, "retrieval", f"Recall at 10 with 95% intervals: {spoken}. Chance is {format_share(chance)}.")
+    return inline_svg(
+        figure, "retrieval", f"Recall at 10 with 95% intervals: {spoken}. Chance is {format_share(chance)}."
+    )
 
 
 def _training_figure(curve: list[dict[str, Any]], batch_size: int, pool: int) -> Markup:

@@ -121,7 +121,10 @@ def fact_rows(laws: Laws) -> list[tuple[str, str]]:
         ("evaluation pool", f"{facts.pool_size:,} users, the same for all cells" if facts.pool_size else "none"),
         ("learning rates", f"up to {rates} a place; the best one counts"),
         ("seeds", f"up to {seeds} a place; their mean counts" if seeds else "none"),
-        ("noise between seeds", "not measured" if facts.seed_noise is None else f"{100 * facts.seed_noise:.2g}% of the loss"),
+        (
+            "noise between seeds",
+            "not measured" if facts.seed_noise is None else f"{100 * facts.seed_noise:.2g}% of the loss",
+        ),
         ("resamples of an interval", str(laws.num_resamples)),
     ]
     return rows + [("left out", note) for note in facts.left_out]

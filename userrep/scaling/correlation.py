@@ -32,7 +32,9 @@ def rank_correlation(name: str, x_M: np.ndarray, y_M: np.ndarray, *, num_resampl
     value = float(_spearman(x_M[None], y_M[None])[0])
     # Percentiles of a correlation near its bound may all lie on one side of it.
     low, high = min(low, value), max(high, value)
-    refusals = (f"the 95% interval {low:.2f} to {high:.2f} is wider than {MAX_WIDTH:g}",) if high - low > MAX_WIDTH else ()
+    refusals = (
+        (f"the 95% interval {low:.2f} to {high:.2f} is wider than {MAX_WIDTH:g}",) if high - low > MAX_WIDTH else ()
+    )
     return Estimate(name, value, low, high, refusals)
 
 

@@ -114,7 +114,9 @@ class Drift:
         else:
             names = ", ".join(f"{change.law} {change.name}" for change in self.drifted)
             verdict = f"{len(self.drifted)} of {len(compared)} constants have drifted against {self.earlier}: {names}."
-        center = f"the new center cell cannot be forecast: {self.center_refusal}" if self.center is None else self.center
+        center = (
+            f"the new center cell cannot be forecast: {self.center_refusal}" if self.center is None else self.center
+        )
         sentence = str(center)
         return f"{verdict} {sentence[0].upper()}{sentence[1:]}."
 
@@ -187,8 +189,8 @@ def _forecast_center(earlier: Laws, later: Laws) -> CenterForecast:
     law = next((law for law in candidates if moved <= set(law.factors)), None)
     if law is None:
         raise ValueError(
-            f"no law of the earlier sweep has all of {sorted(moved) or 'its factors'}: its center is {place(old.factors)}, "
-            f"the new one {place(new.factors)}"
+            f"no law of the earlier sweep has all of {sorted(moved) or 'its factors'}: its center is "
+            f"{place(old.factors)}, the new one {place(new.factors)}"
         )
     fit = law.refit(earlier.num_resamples, earlier.seed)
     at = {name: np.array([new.factors[name]]) for name in law.factors}

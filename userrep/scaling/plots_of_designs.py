@@ -73,9 +73,7 @@ def rate_figure(runs: pa.Table) -> Drawn:
         for (batch, rate), loss in cells.items():
             row = [value for (other, _), value in cells.items() if other == batch]
             excess[batches.index(batch), rates.index(rate)] = 100 * (loss / min(row) - 1)
-        image = axes.imshow(
-            excess, origin="lower", aspect="auto", cmap="cividis_r", vmin=0, vmax=100 * highest
-        )
+        image = axes.imshow(excess, origin="lower", aspect="auto", cmap="cividis_r", vmin=0, vmax=100 * highest)
         for i, j in np.argwhere(np.isfinite(excess)).tolist():
             dark = excess[i, j] > 55 * highest
             is_best = excess[i, j] == 0
@@ -154,5 +152,3 @@ def downstream_figure(laws: Laws) -> Drawn:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     yield "downstream", figure, "Downstream loss of a probe against the pretraining loss, a panel for each task."
-
-

@@ -33,7 +33,9 @@ def amount(value: float) -> str:
 def place(factors: dict[str, float]) -> str:
     """`N 1M, D 200k, S 32, B 512`; compute in operations."""
     shown = {name: factors[name] for name in FACTOR_NAMES if name in factors}
-    return ", ".join(f"{name} {value:.3g}" if name == "C" else f"{name} {amount(value)}" for name, value in shown.items())
+    return ", ".join(
+        f"{name} {value:.3g}" if name == "C" else f"{name} {amount(value)}" for name, value in shown.items()
+    )
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:
