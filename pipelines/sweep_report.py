@@ -27,16 +27,26 @@ NUM_RESAMPLES = 1000
 WORST = 3  # residuals of a law that are shown at once
 # What a reader has to know of a figure; others speak for themselves.
 CAPTIONS = {
-    "loss_compute": "Every marker is a place of the design. The step is the frontier, to which L(C) is fitted. Held-out cells are "
-    "circled; the bar is the 95% interval of a run there by a fit without them. Grey lines are losses on the way, at a "
-    "constant learning rate; nothing is fitted to them.",
-    "factors": "The other factors are held at the center (star). The dotted line is the fitted floor of the arm, which holds what "
-    "the other factors leave; the band is the 95% interval of the law, without the noise of a run.",
-    "isoflop": "Cells of one colour cost the same. Laws are not fitted by these parabolas, whose lowest points are biased on wide "
-    "grids, but by L(N, D).",
-    "learning_rates": "Percent above the lowest loss of the same model and batch. Laws use the best learning rate of each place.",
-    "downstream": "Loss of a probe on the frozen user vector. Intervals of rank correlations are of a bootstrap over places.",
-    "exponents": "A grey exponent must not be quoted, for the reason beside it. Intervals are cut where they leave the frame.",
+    "loss_compute": (
+        "Every marker is a place of the design. The step is the frontier, to which L(C) is fitted. Held-out cells are "
+        "circled; the bar is the 95% interval of a run there by a fit without them. Grey lines are losses on the way, "
+        "at a constant learning rate; nothing is fitted to them."
+    ),
+    "factors": (
+        "The other factors are held at the center (star). The dotted line is the fitted floor of the arm, which holds "
+        "what the other factors leave; the band is the 95% interval of the law, without the noise of a run."
+    ),
+    "isoflop": (
+        "Cells of one colour cost the same. Laws are fitted by L(N, D) and not by these parabolas, whose lowest points "
+        "are biased on wide grids."
+    ),
+    "learning_rates": (
+        "Percent above the lowest loss of the same model and batch. Laws use the best learning rate of each place."
+    ),
+    "downstream": "Loss of a probe on the frozen user vector. Intervals of rank correlations are of a bootstrap.",
+    "exponents": (
+        "A grey exponent must not be quoted, for the reason beside it. Intervals are cut where they leave the frame."
+    ),
 }
 
 
@@ -80,8 +90,8 @@ def summary_text(laws: Laws, drift: Drift | None = None) -> str:
     """What a terminal shows at the end: counts, stated exponents, answers, and the most informative next cell."""
     facts = laws.facts
     lines = [
-        f"{facts.sweep or 'sweep'}: {facts.num_finished} cells finished, {facts.num_failed} failed, {facts.num_planned} "
-        f"planned; {facts.decades:.1f} decades of compute, {facts.flops:.2g} FLOPs, {duration(facts.hours)}",
+        f"{facts.sweep or 'sweep'}: {facts.num_finished} cells finished, {facts.num_failed} failed, "
+        f"{facts.num_planned} planned; {facts.decades:.1f} decades of compute, {facts.flops:.2g} FLOPs, {duration(facts.hours)}",
         *facts.left_out,
     ]
     for law in laws.laws:

@@ -100,7 +100,7 @@ def _row(
     rate = place.get("rate", 1.0)
     tokens = d * s * TOKENS_PER_EVENT
     flops, steps, dim = 6 * n * tokens, max(1, round(d / b)), 16 * max(1, round((n / 12) ** (1 / 3) / 16))
-    away = math.log2(rate / math.sqrt(b / 512))
+    away = math.log2(rate / math.sqrt(b / 512)) if "rate" in place else 0.0
     loss = planted.loss(place) * math.exp(planted.noise * rng.standard_normal()) * (1 + 0.02 * away**2)
     probe = planted.noise * rng.standard_normal(2)
     points = [share * steps for share in (0.1, 0.2, 0.4, 0.7)] if steps >= 10 else []

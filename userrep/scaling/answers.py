@@ -59,13 +59,28 @@ def _compute(laws: Laws) -> Answer:
     if law.refusal is not None:
         return _unknown(question, law.refusal)
     exponent, floor = law.with_floor.estimate("exponent_C"), law.with_floor.estimate("irreducible_loss")
-    assert exponent is not None and floor is not None and law.doubling is not None, "a fitted law in one factor"
+    assert exponent is not None, "a fitted law in one factor"
+    assert floor is not None, "of the form with floor"
+    assert law.doubling is not None, "a fitted law in one factor"
     middle = f"At {law.doubling.x:.2g} FLOPs, twice the compute lowers the loss by {fall(law.doubling.factor_change)}"
     if exponent.is_stated:
         towards = f"towards a floor of {interval(floor)}"
-        return Answer(question, f"As a power of compute with the exponent {interval(exponent)}, {towards}. {middle}.")
-    return Answer(
-        question, f"{middle}. The exponent of a power law with floor is not stated: {'; '.join(exponent.refusals)}."
+        return Answer(
+            question,
+            f"As a power of compute with the exponent {interval(exponent)}, {towards}. {middle}.{_tested(law)}",
+        )
+    reason = f"The exponent of a power law with floor is not stated: {'; '.join(exponent.refusals)}"
+    return Answer(question, f"{middle}. {reason}.{_tested(law)}")
+
+
+def _tested(law: Law) -> str:
+    """How its forecasts of held-out cells did."""
+    num, inside = len(law.forecasts), sum(forecast.is_inside for forecast in law.forecasts)
+    if not num:
+        return ""
+    warning = "" if inside == num else ": do not extrapolate it"
+    return (
+        f" Fitted without the {num} largest cells, {law.name} forecasts {inside} of them within its interval{warning}."
     )
 
 
@@ -98,8 +113,9 @@ def _verdict(ranked: Sequence[str], paid: dict[str, Estimate]) -> str:
     first = ranked[0]
     rivals = [FACTOR_NAMES[factor] for factor in ranked[1:] if difference(paid[factor], paid[first]).low <= 0]
     if not rivals:
-        return f"{FACTOR_NAMES[first].capitalize()} is the best use."
-    return f"The sweep does not separate {FACTOR_NAMES[first]} from {' and '.join(rivals)}: the intervals of their differences hold 0."
+        return f"The best use is {FACTOR_NAMES[first]}."
+    others = " and ".join(rivals)
+    return f"The sweep does not separate {FACTOR_NAMES[first]} from {others}: their difference may be 0."
 
 
 def difference(left: Estimate, right: Estimate) -> Estimate:
@@ -131,7 +147,7 @@ def _division(laws: Laws) -> Answer:
     text = f"The best model grows as compute to the power {interval(share)}, and samples as what is left"
     if share.low <= 0.5 <= share.high:
         text += "; equal growth of both (0.5) is within the interval"
-    return Answer(question, text + ". Where operations are in proportion to N times D.")
+    return Answer(question, f"{text}, where operations are in proportion to N times D.{_tested(law)}")
 
 
 def _small_batch(laws: Laws) -> Answer:

@@ -189,8 +189,8 @@ def _forecast_center(earlier: Laws, later: Laws) -> CenterForecast:
     law = next((law for law in candidates if moved <= set(law.factors)), None)
     if law is None:
         raise ValueError(
-            f"no law of the earlier sweep has all of {sorted(moved) or 'its factors'}: its center is {place(old.factors)}, "
-            f"the new one {place(new.factors)}"
+            f"no law of the earlier sweep has all of {sorted(moved) or 'its factors'}: its center is "
+            f"{place(old.factors)}, the new one {place(new.factors)}"
         )
     fit = law.refit(earlier.num_resamples, earlier.seed)
     at = {name: np.array([new.factors[name]]) for name in law.factors}

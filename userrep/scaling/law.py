@@ -126,14 +126,15 @@ def bounded(estimate: Estimate) -> Estimate:
     refusals = estimate.refusals
     if np.isnan(numbers).any():
         refusals = (*refusals, "its interval cannot be computed: the cells leave next to no noise")
-    finite = np.nan_to_num(numbers, nan=estimate.value, posinf=LARGEST_NUMBER, neginf=-LARGEST_NUMBER)
-    return Estimate(estimate.name, *finite.tolist(), refusals)
+    value, low, high = np.nan_to_num(numbers, posinf=LARGEST_NUMBER, neginf=-LARGEST_NUMBER).tolist()
+    return Estimate(estimate.name, value, low, high, refusals)
 
 
 def _score(comparison: Comparison) -> FormScore:
-    errors = [comparison.seen_error, comparison.fold_error, comparison.largest_error]
-    found = [error if math.isfinite(error) else None for error in errors]
-    return FormScore(comparison.form.name, comparison.form.num_parameters, *found, comparison.refusal)
+    errors = (comparison.seen_error, comparison.fold_error, comparison.largest_error)
+    seen, fold, largest = (error if math.isfinite(error) else None for error in errors)
+    form = comparison.form
+    return FormScore(form.name, form.num_parameters, seen, fold, largest, comparison.refusal)
 
 
 def _forecasts(form: Form, cells: Cells, num_resamples: int, seed: int) -> tuple[tuple[Forecast, ...], str | None]:

@@ -105,11 +105,8 @@ def _doubled(law: Law, places: Sequence[Place], center: Place | None, num_resamp
     if law.refusal is not None or len(law.factors) > 1:
         return law
     compute = {place.cell_id: place.compute for place in places}
-    factor, values = law.factors[0], law.values[law.factors[0]]
-    if center is None:
-        x = values[len(values) // 2]
-    else:
-        x = center.factors.get(factor, center.compute)
+    [(factor, values)] = law.values.items()
+    x = values[len(values) // 2] if center is None else center.factors.get(factor, center.compute)
     return add_doubling(
         law, float(np.clip(x, values[0], values[-1])), [compute[i] for i in law.cell_ids], num_resamples, seed
     )

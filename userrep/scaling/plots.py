@@ -17,7 +17,7 @@ from userrep.scaling.plot_style import ACCENT, ARM_LOOKS, GREY, INK, SECOND, nam
 from userrep.scaling.plots_of_designs import downstream_figure, isoflop_figure, rate_figure
 from userrep.scaling.records import Law, Laws
 from userrep.scaling.runs import ARMS
-from userrep.scaling.wording import FACTOR_NAMES, percent
+from userrep.scaling.wording import percent
 
 WIDE, PANEL = 6.6, 3.1  # inches
 REFUSAL_WIDTH = 44  # letters of a line
@@ -146,7 +146,7 @@ def _title(law: Law) -> str:
     if law.doubling is not None:
         change = law.doubling.factor_change
         numbers = (percent(change.value), percent(change.high), percent(change.low))
-        title += "\ntwice the {}: loss lower by {} [{}, {}]".format(FACTOR_NAMES[law.factors[0]], *numbers)
+        title += "\nper doubling, loss falls by {} [{}, {}]".format(*numbers)
     return title
 
 
