@@ -158,8 +158,8 @@ def commit_cell(unit: UnitRun, cell: Cell, state: TrainState, progress: Progress
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a cell has been committed."""
-    return (directory / RESULT / "manifest.json").is_file()
+    """Whether a cell has been committed, and its result is intact."""
+    return read_row(directory) is not None
 
 
 def read_row(directory: Path) -> dict[str, Any] | None:

@@ -80,12 +80,20 @@ def run_lanes(
         RuntimeError: all lanes have ended early.
     """
     priced = [Priced(unit_values(plan, unit, throughput), plan.seconds_of(unit, throughput)) for unit in units]
+    if max_hours is not None and all(p.seconds > 3600 * max_hours for p in priced):  # nothing need be started
+        return [cell_id for p in priced for cell_id in p.cell_ids]
     with ray_session(console.is_verbose):
-        return _run(plan, priced, max_hours, console, tell)
+        gflops = round(sum(map(plan.flops_of, units)) / 1e9)
+        return _run(plan, priced, gflops, max_hours, console, tell)
 
 
 def _run(
-    plan: SweepPlan, priced: list[Priced], max_hours: float | None, console: Console, tell: Callable[[], object]
+    plan: SweepPlan,
+    priced: list[Priced],
+    gflops: int,
+    max_hours: float | None,
+    console: Console,
+    tell: Callable[[], object],
 ) -> list[str]:
     lanes, resources = plan.config.lanes, ray.cluster_resources()
     num_lanes = count_lanes(
@@ -113,14 +121,15 @@ def _run(
     running = [start.remote(settings, queue, lane) for lane in range(num_lanes)]
     total = sum(len(p.cell_ids) for p in priced)
     looked_s = time.monotonic()
-    with console.progress("sweep", "cells") as advance:
+    with console.progress("sweep", "GFLOP") as advance:
         while running:
             over, running = ray.wait(running, num_returns=1, timeout=POLL_INTERVAL_S)
             for reason in ray.get(over):
                 if reason:
                     console.say(f"sweep: a lane has ended: {reason}")
             status: dict[str, Any] = ray.get(queue.status.remote())
-            advance(status["finished"], total, status["finished"], describe_lanes(status))
+            done = round(status["share"] * gflops)
+            advance(done, gflops, done, f"{status['finished']}/{total} cells {describe_lanes(status)}")
             if time.monotonic() - looked_s > TELL_INTERVAL_S:
                 tell()
                 looked_s = time.monotonic()
@@ -133,9 +142,9 @@ def _run(
 
 
 def describe_lanes(status: dict[str, Any]) -> str:
-    """What every lane is at, and the time that is left."""
+    """What every lane is at."""
     lanes = [
         f"[{lane['label']}: {lane['step']}/{lane['num_steps']} {lane['note']}]" for lane in status["lanes"].values()
     ]
     failed = f", {status['failed']} failed" if status["failed"] else ""
-    return f"{' '.join(lanes)}{failed}; by price, {status['left_s'] / 60:.0f} min left"
+    return f"{' '.join(lanes)}{failed}"

@@ -79,6 +79,7 @@ class CellQueue:
         self._began_s = clock()
         self._deadline_s = None if max_seconds is None else self._began_s + max_seconds
         self._passed_over: list[Priced] = []
+        self._total_s, self._done_s = sum(p.seconds for p in priced), 0.0
         self._shown_s = 0.0
         self.num_finished, self.num_failed = 0, 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,7 @@ class CellQueue:
     def done(self, lane: int) -> None:
         """The lane's unit is over."""
         at = self._open.pop(lane)
+        self._done_s += at.priced.seconds
         self._slowdowns.append((self._clock() - at.started_s) / at.priced.seconds)
         self._show()
 
@@ -152,6 +154,10 @@ class CellQueue:
             "waiting": sum(len(p.cell_ids) for p in self._waiting),
             "passed_over": [cell_id for priced in self._passed_over for cell_id in priced.cell_ids],
             "left_s": self._left(now),
+            # Of the price of all units, the share of what is over or under way.
+            "share": min(1.0, (self._done_s + sum(self._share(at, now) for at in self._open.values())) / self._total_s)
+            if self._total_s
+            else 1.0,
             "slowdown": self._slowdown,
             "lanes": lanes,
         }
@@ -163,6 +169,10 @@ class CellQueue:
 
     def _expected(self, priced: Priced) -> float:
         return priced.seconds * self._slowdown
+
+    def _share(self, at: _Open, now: float) -> float:
+        """Of the price of a unit, what is done by now."""
+        return min(at.priced.seconds, (now - at.started_s) / self._slowdown)
 
     def _left(self, now: float) -> float:
         """Seconds until the last lane is done, if each takes the next unit when it is free."""

@@ -41,7 +41,7 @@ def sweep_smoke() -> SweepConfig:
 
 
 def sweep_synthetic() -> SweepConfig:
-    """Model, samples, history length and batch on 100,000 synthetic users: 29 cells in about half an hour.
+    """Model, samples, history length and batch on 100,000 synthetic users: 27 cells in about half an hour.
 
     Command: `userrep sweep run --config sweep_synthetic --workdir DIR`.
     """
@@ -80,13 +80,13 @@ def sweep_amazon2014() -> SweepConfig:
         grids=(
             GridConfig(
                 design="star",
-                center=Center(parameters=1e5, samples=65_536, max_events=8, batch_size=256),
+                center=Center(parameters=1e5, samples=32_768, max_events=8, batch_size=256),
                 parameters=(1e4, 2.2e4, 4.6e4, 2.2e5, 4.6e5, 1e6),
-                samples=(4096, 8192, 16_384, 32_768, 131_072, 262_144),
+                samples=(2048, 4096, 8192, 16_384, 65_536, 131_072),
                 max_events=(1, 2, 4, 16),
                 batch_sizes=(32, 64, 128, 512, 1024),
             ),
-            _small_batch((2.2e4, 4.6e5), 65_536, 8),
+            _small_batch((2.2e4, 4.6e5), 32_768, 8),
         ),
     )
 
@@ -96,16 +96,16 @@ def rates_synthetic() -> SweepConfig:
 
     Command: `userrep sweep run --config rates_synthetic --workdir DIR`, then `userrep sweep learning-rate`.
     """
-    return _rates(sweep_synthetic(), 16)
+    return _rates(sweep_synthetic(), 32_768, 16)
 
 
 def rates_amazon2014() -> SweepConfig:
     """The same on Amazon reviews; needs --data."""
-    return _rates(sweep_amazon2014(), 8)
+    return _rates(sweep_amazon2014(), 16_384, 8)
 
 
-def _rates(sweep: SweepConfig, max_events: int) -> SweepConfig:
-    shared = {"design": "full", "samples": (32_768,), "max_events": (max_events,)}
+def _rates(sweep: SweepConfig, samples: int, max_events: int) -> SweepConfig:
+    shared = {"design": "full", "samples": (samples,), "max_events": (max_events,)}
     factors = (0.5, 1.0, 2.0, 4.0, 8.0)
     grids = (
         GridConfig(**shared, parameters=(1e4, 1e5), batch_sizes=(256,), learning_rate_factors=factors),

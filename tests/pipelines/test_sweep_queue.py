@@ -135,3 +135,18 @@ def test_lanes_are_as_many_as_there_is_room_for():
     assert count_lanes(0, cpus=64, gpus=8, num_workers=2, threads=4, use_gpu=True) == 4
     with pytest.raises(ConfigError, match=r"a lane of 4 workers .* does not fit into the cluster's 2 CPUs"):
         count_lanes(0, cpus=2, gpus=0, num_workers=4, threads=1, use_gpu=False)
+
+
+def test_the_share_that_is_done_counts_by_price(tmp_path: Path):
+    clock = Clock()
+    queue = CellQueue(tmp_path, [priced("a", 60), priced("b", 40)], retries=0, clock=clock)
+    assert queue.status()["share"] == 0
+    queue.claim(0)
+    clock.now += 30
+    assert queue.status()["share"] == pytest.approx(0.3)
+    clock.now += 90  # twice as long as it was priced; no more than its price
+    assert queue.status()["share"] == pytest.approx(0.6)
+    queue.done(0)
+    queue.claim(0)
+    clock.now += 40  # half of what it takes, by what the first one took
+    assert queue.status()["share"] == pytest.approx(0.8)
