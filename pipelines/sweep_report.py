@@ -91,7 +91,8 @@ def summary_text(laws: Laws, drift: Drift | None = None) -> str:
     facts = laws.facts
     lines = [
         f"{facts.sweep or 'sweep'}: {facts.num_finished} cells finished, {facts.num_failed} failed, "
-        f"{facts.num_planned} planned; {facts.decades:.1f} decades of compute, {facts.flops:.2g} FLOPs, {duration(facts.hours)}",
+        f"{facts.num_planned} planned; {facts.decades:.1f} decades of compute, {facts.flops:.2g} FLOPs, "
+        f"{duration(facts.hours)}",
         *facts.left_out,
     ]
     for law in laws.laws:

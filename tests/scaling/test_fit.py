@@ -188,3 +188,18 @@ def test_an_estimate_says_its_interval() -> None:
 def test_cells_that_determine_nothing_are_refused(form: Form, cells: Cells, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_law(form, cells)
+
+
+def test_a_change_between_places_is_that_of_the_law() -> None:
+    c = np.logspace(10, 13, 9)
+    fit = fit_law(ONE, one_factor(c, 0.01, seed=2), num_resamples=200)
+    start, end = {"C": 1e11}, {"C": 2e11}
+    found = fit.change("change", start, end)
+    at = {"C": np.array([1e11, 2e11])}
+    predicted, truth = fit.predict(at), one_factor(at["C"]).loss
+    assert found.value == pytest.approx(math.log(predicted[1] / predicted[0]))
+    assert found.low < math.log(truth[1] / truth[0]) < found.high
+    assert found.is_stated
+    # The two losses share most of their error, so their ratio is known better than either.
+    low_M, high_M = fit.intervals(at, of_cell=False)
+    assert found.high - found.low < math.log(high_M[0] / low_M[0])

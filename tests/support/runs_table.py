@@ -4,11 +4,14 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from userrep.scaling.laws import fit_laws
+from userrep.scaling.records import Laws
 from userrep.schema import RUNS
 
 CENTER = {"N": 1e6, "D": 2e5, "S": 32, "B": 512}
@@ -21,6 +24,7 @@ LEVELS = {
 LARGER = ((1e7, 2e6), (2e7, 2e6), (2e7, 4e6))  # N and D of cells beyond both arms
 FLOPS_PER_S = 2e12
 TOKENS_PER_EVENT = 8
+NUM_RESAMPLES = 100  # enough for tests of what an interval is used for
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,18 @@ def rate_runs(planted: Planted | None = None) -> pa.Table:
     for n, b, rate in itertools.product((3e5, 3e6), (64, 128, 256, 512), (0.25, 0.5, 1, 2, 4)):
         cells.append(("grid", CENTER | {"N": n, "B": b, "rate": rate}))
     return _table(planted or Planted(), cells)
+
+
+@cache
+def star_laws(seed: int = 0) -> Laws:
+    """Laws of `star_runs`; fitted once in a session."""
+    return fit_laws(star_runs(Planted(seed=seed)), num_resamples=NUM_RESAMPLES)
+
+
+def change(table: pa.Table, cells: Iterable[str], **values: Any) -> pa.Table:
+    """The table with other values in some of its rows."""
+    chosen = set(cells)
+    return pa.Table.from_pylist([row | values if row["cell_id"] in chosen else row for row in table.to_pylist()], RUNS)
 
 
 def take(table: pa.Table, num_finished: int) -> pa.Table:

@@ -133,7 +133,7 @@ class Fit:
         Args:
             name: of the estimate.
             start: factors of a place.
-            end: factors of another.
+            end: factors of another, not the same.
         """
         places = {factor: np.array([start[factor], end[factor]]) for factor in self.form.factors}
         values_R2, gradients_R2P = self.form.log_loss(self.resampled, self.log_factors(places))
