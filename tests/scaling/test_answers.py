@@ -73,7 +73,7 @@ def test_compute_is_divided_as_the_joint_law_says() -> None:
     share = star_laws().law("L(N, D)").with_floor.estimate("compute_exponent_N")
     assert share is not None
     assert f"power {share.value:.3g} (95% interval" in answer(star_laws(), "divided").text
-    assert "forecasts 3 of them within its interval." in answer(star_laws(), "divided").text
+    assert "L(N, D) forecasts 3 of 3 within the interval." in answer(star_laws(), "divided").text
 
 
 def test_a_difference_has_the_widths_of_both() -> None:

@@ -17,6 +17,7 @@ from tests.support.runs_table import (
 )
 from userrep.scaling.laws import LAW_NAMES, fit_laws, frontier
 from userrep.scaling.records import Laws
+from userrep.scaling.runs import read_runs
 
 PLANTED = Planted()
 
@@ -129,9 +130,17 @@ def test_the_frontier_has_no_cell_that_another_beats() -> None:
     places = star_laws().places
     front = frontier(places)
     assert [place.cell_id for place in front] == list(star_laws().frontier)
+    losses = [place.loss for place in front]
+    assert losses == sorted(losses, reverse=True)
     for place in places:
-        beaten = any(other.compute <= place.compute and other.loss < place.loss for other in places)
-        assert (place in front) == (not beaten)
+        cheaper = [other.loss for other in places if other.compute < 1.01 * place.compute]
+        assert place not in front or place.loss == min(cheaper)
+        assert any(one.compute <= 1.06 * place.compute and one.loss <= place.loss for one in front)
+
+
+def test_a_budget_has_one_cell_on_the_frontier() -> None:
+    _, places = read_runs(isoflop_runs())
+    assert len(frontier(places)) == 4
 
 
 def test_json_form_is_the_same_laws_and_fits_again(tmp_path: Path) -> None:

@@ -79,9 +79,7 @@ def _tested(law: Law) -> str:
     if not num:
         return ""
     warning = "" if inside == num else ": do not extrapolate it"
-    return (
-        f" Fitted without the {num} largest cells, {law.name} forecasts {inside} of them within its interval{warning}."
-    )
+    return f" Of its largest cells, held out, {law.name} forecasts {inside} of {num} within the interval{warning}."
 
 
 def _best_use(laws: Laws) -> Answer:

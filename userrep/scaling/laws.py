@@ -19,6 +19,7 @@ from userrep.scaling.runs import ARMS, Place, read_runs
 
 LAW_NAMES = ("L(C)", "L(N)", "L(D)", "L(S)", "L(B)", "L(N, D)")
 MAX_CORRELATION = 0.95  # between log N and log D, either sign, at which their exponents are told apart
+SAME_COMPUTE = 1.05  # a factor; a cell meets its budget within 2% (`grid.ISOFLOP_TOLERANCE`)
 MEASURES = ("downstream_losses", "downstream_scores", "recalls")
 
 
@@ -57,14 +58,20 @@ def fit_laws(runs: pa.Table, *, num_resamples: int = NUM_RESAMPLES, seed: int = 
 
 
 def frontier(places: Sequence[Place]) -> tuple[Place, ...]:
-    """The compute-efficient places: none that costs as much or less has a lower or equal loss; the cheapest first.
+    """The compute-efficient places: none that costs SAME_COMPUTE times as much or less has a lower loss.
 
-    Source: Pareto front of OpenCLIP's scaling laws (arXiv 2212.07143, section 4). Differs: the whole front, none of
-    its cells taken out by hand.
+    Without that margin all cells of a budget would count, which cost the same but for a rest of a step.
+
+    Source: Pareto front of OpenCLIP's scaling laws (arXiv 2212.07143, section 4). Differs: the margin; and the whole
+    front, none of its cells taken out by hand.
+
+    Returns:
+        The cheapest first.
     """
-    found = list[Place]()
+    found = []
     for place in sorted(places, key=lambda place: (place.compute, place.loss)):
-        if not found or place.loss < found[-1].loss:
+        rivals = (other.loss for other in places if other.compute <= SAME_COMPUTE * place.compute)
+        if place.loss <= min(rivals):
             found.append(place)
     return tuple(found)
 

@@ -74,14 +74,14 @@ def _compute_figure(runs: pa.Table, laws: Laws) -> Figure:
     shown = [place.loss for place in laws.places] + [end for one in held.values() for end in (one.low, one.high)]
     name_loss(axes, np.array(shown))
     axes.set_title(_title(law), loc="left")
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
 def _draw_places(axes: Axes, laws: Laws) -> None:
     for factor, (color, marker, _) in ARM_LOOKS.items():
         found = [place for place in laws.places if place.factor == factor]
-        size, front = (11, 7) if factor == "center" else (5, 4)
+        size, front = (11, 7) if factor == "center" else (7 if marker in "PX" else 5, 4)
         axes.plot(
             [place.compute for place in found],
             [place.loss for place in found],
