@@ -36,7 +36,8 @@ def fit_laws(runs: pa.Table, *, num_resamples: int = NUM_RESAMPLES, seed: int = 
     """
     facts, places = read_runs(runs)
     center = next((place for place in places if place.factor == "center"), None)
-    front = frontier(places)
+    # A longer history is more to go by, in the evaluation too, so only equal ones can be efficient with their compute.
+    front = frontier([place for place in places if center is None or place.factors["S"] == center.factors["S"]])
     prices = make_price_list(places, facts.flops_per_s) if places else None
     questions = [
         Question("L(C)", ("C",), front, has_compute=True),
@@ -86,7 +87,15 @@ def _arm(factor: str, places: Sequence[Place], center: Place | None) -> Question
     if not arm:
         reason = f"the design has no finished cells of the arm {ARMS[factor]}: give it levels of {factor}"
         return Question(name, (factor,), (center,), has_compute=False, refusal=reason)
-    return Question(name, (factor,), (center, *arm), has_compute=False, held=center.factors)
+    chosen = sorted((center, *arm), key=lambda place: place.factors[factor])
+    refusal = None
+    log_x, log_loss = (np.log(values) for values in zip(*((p.factors[factor], p.loss) for p in chosen), strict=True))
+    if len(chosen) > 2 and np.ptp(log_x) > 0 and np.polyfit(log_x, log_loss, 1)[0] >= 0:
+        refusal = (
+            f"the loss does not fall with {factor}: it is {chosen[0].loss:.4g} at {chosen[0].factors[factor]:,.0f} and "
+            f"{chosen[-1].loss:.4g} at {chosen[-1].factors[factor]:,.0f}, and a power law that falls says nothing of that"
+        )
+    return Question(name, (factor,), tuple(chosen), has_compute=False, held=center.factors, refusal=refusal)
 
 
 def _joint(places: Sequence[Place], center: Place | None) -> Question:

@@ -120,7 +120,7 @@ def _factors_figure(laws: Laws) -> Figure:
             floor = law.with_floor.estimate("irreducible_loss")
             assert floor is not None, "of the form with floor"
             axes.axhline(floor.value, color=GREY, linewidth=0.9, linestyle=":")
-            shown.append(max(floor.value, 0.5 * min(law.losses)))
+            shown.append(max(floor.value, 0.85 * min(law.losses)))
         look = {"color": color, "markeredgecolor": "white", "markeredgewidth": 0.5}
         axes.plot(law.values[factor], law.losses, linestyle="", marker=marker, markersize=6, **look)
         center = laws.center_place
