@@ -146,7 +146,7 @@ def _all_cells(directory: Path) -> list[Planned]:
 def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) -> Iterator[None]:
     """Keeps what MLflow is to be told of the experiment and of every cell that is run in the block."""
     directory.mkdir(parents=True, exist_ok=True)
-    training = {"training": config.training.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
+    training = {"training": config.training.identity(), "split": config.split.model_dump(mode="json")}
     parent = RunRecord.start(directory, config.experiment, training, stage=STAGE, name=config.name)
     with ExitStack() as stack:
         stack.enter_context(living_job(directory))
@@ -154,9 +154,8 @@ def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) 
             planned.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(living_job(planned.directory))
             (planned.directory / FAILURE_NAME).unlink(missing_ok=True)
-            values = planned.cell.model_dump(mode="json")
             more = {"stage": STAGE, "name": planned.name, "parent": parent.key}
-            RunRecord.start(planned.directory, config.experiment, values, **more)
+            RunRecord.start(planned.directory, config.experiment, planned.cell.identity(), **more)
         try:
             yield
         finally:

@@ -162,7 +162,7 @@ class ContinualJobConfig(Config):
         """
         own = tuple(task for task in tasks.tasks if task.name != NOISE)
         digest = digest_tasks(tasks, own, self.training.reads_texts)
-        return digest_json({"tasks": digest, "training": self.training.model_dump(mode="json")})
+        return digest_json({"tasks": digest, "training": self.training.identity()})
 
     def build_tasks(self, seed: int = 0) -> TaskSet:
         """The tasks as cells with this seed have them, with the one of noise where an order names it.
