@@ -76,7 +76,7 @@ class ContinualConfig(Config):
         return self.later if number else self.first
 
     def identity(self) -> dict[str, Any]:
-        """All values that have an influence, as JSON has them: of an encoder not its path, where its digest is known."""
+        """All values that have an influence, as JSON has them: not the path of an encoder whose digest is known."""
         values, encoder = self.model_dump(mode="json"), self.backbone.encoder
         if encoder is not None and encoder.digest:
             del values["backbone"]["encoder"]["path"]
@@ -105,7 +105,7 @@ class Cell(Config):
         return f"{self.method}({options})" if options else self.method
 
     def identity(self) -> dict[str, Any]:
-        """All values that have an influence, as JSON has them; a cell can be parsed from them."""
+        """As of the training, and all else; a cell can be parsed from it."""
         return {**self.model_dump(mode="json"), "training": self.training.identity()}
 
     def content_hash(self) -> str:
