@@ -111,16 +111,39 @@ def continual(
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated, e.g. 0,1,2.")] = "",
     overrides: SetOption = None,
+    continue_from: Annotated[
+        str,
+        typer.Option(
+            "--continue-from",
+            help="Teach a published model its next tasks: NAME@ALIAS, NAME@v12 or NAME/12. Method, seed and training "
+            "are the model's; --order begins with its tasks, default: all tasks that it does not have.",
+        ),
+    ] = "",
+    publish: Annotated[
+        str,
+        typer.Option(
+            "--publish", help="NAME[@ALIAS], default alias champion: register the model. One method, seed and order."
+        ),
+    ] = "",
+    tracking_uri: UriOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show config and cells, then stop.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Teach an encoder task after task by several methods, compare them, and write tables and figures."""
     from pipelines import continual as stage
     from pipelines.console import Console
+    from pipelines.continual_model import check_publishing, continued, publish_model, pull_model
     from pipelines.experiments.catalog import load_continual_config
     from pipelines.mlflow_store import quiet_mlflow
+    from pipelines.mlflow_store import tracking_uri as choose_uri
 
-    resolved = load_continual_config(config, data, overrides or [], methods, order or [], seeds)
+    workdir = workdir.resolve()
+    uri = choose_uri(workdir, tracking_uri)
+    model = pull_model(continue_from, workdir, uri, verbose=verbose) if continue_from else None
+    cell = model.cell if model else None
+    resolved = load_continual_config(config, data, overrides or [], methods, order or [], seeds, cell)
+    if model:
+        resolved = continued(resolved, model)
     if dry_run:
         _print(resolved.model_dump(mode="json"))
         for cell in resolved.cells(resolved.build_tasks()):
@@ -129,9 +152,15 @@ def continual(
     if not verbose:
         quiet_mlflow()
     console = Console(verbose)
-    report = stage.run(resolved, workdir.resolve(), console).report
-    sys.stdout.write((report / "tasks.md").read_text())
-    console.say(f"report: {report}")
+    if publish:
+        workdir.mkdir(parents=True, exist_ok=True)
+        check_publishing(resolved, publish, uri, verbose=verbose)
+    done = stage.run(resolved, workdir, console, uri, [model.directory] if model else [])
+    sys.stdout.write((done.report / "tasks.md").read_text())
+    console.say(f"report: {done.report}")
+    if publish:
+        made = publish_model(done.cells[0], publish, resolved.experiment, workdir, uri, verbose=verbose)
+        console.say(f"continual: {made.name}@{made.alias} is version {made.version}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ added later, and the report is over all of them. Every cell is a run in MLflow, 
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +77,24 @@ class Experiment:
     report: Path
 
 
-def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Experiment:
+def run(
+    config: ContinualJobConfig, workdir: Path, console: Console, uri: str | None = None, lenders: Sequence[Path] = ()
+) -> Experiment:
     """Runs the cells that are not finished, then writes the report over all that are.
+
+    Args:
+        config: what to run.
+        workdir: keeps the cells.
+        console: for the user.
+        uri: of MLflow; None: that of the working directory or the environment.
+        lenders: directories of cells elsewhere, whose lessons need not be taught.
 
     Raises:
         ConfigError: the config does not fit the data or the cluster.
         RuntimeError: a cell has failed, or the workers have; what was learned stays, and the report is written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    uri = tracking_uri(workdir)
+    uri = tracking_uri(workdir, uri)
     check_uri(uri, create=True)
     config = config.pinned()
     tasks = config.build_tasks()
@@ -97,7 +106,7 @@ def run(config: ContinualJobConfig, workdir: Path, console: Console) -> Experime
     try:
         if left:
             with _recorded(config, left, directory), _following(left, console), ray_session(console.is_verbose):
-                _train(config, left, directory)
+                _train(config, left, directory, lenders)
     finally:
         finished = [result for planned in _all_cells(directory) if (result := planned.result()) and result.is_complete]
         if finished:
@@ -146,7 +155,7 @@ def _all_cells(directory: Path) -> list[Planned]:
 def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) -> Iterator[None]:
     """Keeps what MLflow is to be told of the experiment and of every cell that is run in the block."""
     directory.mkdir(parents=True, exist_ok=True)
-    training = {"training": config.training.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
+    training = {"training": config.training.identity(), "split": config.split.model_dump(mode="json")}
     parent = RunRecord.start(directory, config.experiment, training, stage=STAGE, name=config.name)
     with ExitStack() as stack:
         stack.enter_context(living_job(directory))
@@ -154,9 +163,8 @@ def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) 
             planned.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(living_job(planned.directory))
             (planned.directory / FAILURE_NAME).unlink(missing_ok=True)
-            values = planned.cell.model_dump(mode="json")
             more = {"stage": STAGE, "name": planned.name, "parent": parent.key}
-            RunRecord.start(planned.directory, config.experiment, values, **more)
+            RunRecord.start(planned.directory, config.experiment, planned.cell.identity(), **more)
         try:
             yield
         finally:
@@ -172,7 +180,7 @@ def _end_record(directory: Path, status: str) -> None:
     RunRecord.read(directory).model_copy(update={"status": status}).write(directory)
 
 
-def _train(config: ContinualJobConfig, left: list[Planned], directory: Path) -> None:
+def _train(config: ContinualJobConfig, left: list[Planned], directory: Path, lenders: Sequence[Path]) -> None:
     workers, job = config.workers, uuid.uuid4().hex
     cluster = ray.cluster_resources()
     if cluster.get("CPU", 0) < workers.num_workers:
@@ -190,6 +198,7 @@ def _train(config: ContinualJobConfig, left: list[Planned], directory: Path) -> 
         "config": config.model_dump(mode="json"),
         "directory": str(directory),
         "job": job,
+        "lenders": [str(lender) for lender in lenders],
         "cells": [{"cell": p.cell.model_dump(mode="json"), "directory": str(p.directory)} for p in left],
     }
     trainer = ray.train.torch.TorchTrainer(

@@ -154,6 +154,12 @@ class ContinualJobConfig(Config):
         backbone = self.training.backbone.model_copy(update={"encoder": encoder.pinned()})
         return self.model_copy(update={"training": self.training.model_copy(update={"backbone": backbone})})
 
+    def with_settings_of(self, cell: Cell) -> Self:
+        """With method, options, seed and training of a cell, and no order; tasks, split and workers stay."""
+        methods = (MethodChoice(name=cell.method, options=cell.options),)
+        taken = {"methods": methods, "seeds": (cell.seed,), "training": cell.training, "orders": ()}
+        return self.model_copy(update=taken)
+
     def identity(self, tasks: TaskSet) -> str:
         """Digest of what cells must share to be compared: data, split and training; not noise, which may come later.
 
@@ -162,7 +168,7 @@ class ContinualJobConfig(Config):
         """
         own = tuple(task for task in tasks.tasks if task.name != NOISE)
         digest = digest_tasks(tasks, own, self.training.reads_texts)
-        return digest_json({"tasks": digest, "training": self.training.model_dump(mode="json")})
+        return digest_json({"tasks": digest, "training": self.training.identity()})
 
     def build_tasks(self, seed: int = 0) -> TaskSet:
         """The tasks as cells with this seed have them, with the one of noise where an order names it.

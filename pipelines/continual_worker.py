@@ -29,7 +29,7 @@ FAILURE_NAME = "failure.json"  # of a cell that has diverged
 
 
 def teach_cells(settings: dict[str, Any]) -> None:
-    """What every worker runs: cell after cell; lessons that another cell of the experiment was taught are borrowed."""
+    """What every worker runs: cell after cell; lessons that another one was taught, or a pulled model, are borrowed."""
     config, directory = ContinualJobConfig.parse(settings["config"]), Path(settings["directory"])
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
@@ -53,7 +53,7 @@ def teach_cells(settings: dict[str, Any]) -> None:
                     attempt.check()
                     write(point)
 
-            siblings = sorted(cell_directory.parent.iterdir())
+            lenders = [*sorted(cell_directory.parent.iterdir()), *map(Path, settings["lenders"])]
             try:
                 run_cell(
                     cell,
@@ -62,7 +62,7 @@ def teach_cells(settings: dict[str, Any]) -> None:
                     report,
                     device,
                     backbones_of(cell.seed),
-                    siblings,
+                    lenders,
                     attempt.check,
                 )
             except NonFiniteLossError as error:  # on every rank; it would come again, and other cells can go on

@@ -11,6 +11,7 @@ from pipelines.continual_config import ContinualJobConfig
 from pipelines.experiments import continual, public, sweeps, synthetic
 from pipelines.sweep_config import SweepConfig
 from userrep.config import Config, ConfigError
+from userrep.training.cells import Cell
 
 CONFIGS: dict[str, Callable[[], JobConfig]] = {
     function.__name__: function
@@ -49,7 +50,13 @@ def load_config(name_or_file: str, data: Path | None, overrides: list[str]) -> J
 
 
 def load_continual_config(
-    name_or_file: str, data: Path | None, overrides: list[str], methods: str, orders: list[str], seeds: str
+    name_or_file: str,
+    data: Path | None,
+    overrides: list[str],
+    methods: str,
+    orders: list[str],
+    seeds: str,
+    model: Cell | None = None,
 ) -> ContinualJobConfig:
     """Resolves the options of `userrep continual`; what is given in words replaces what the config says.
 
@@ -60,13 +67,16 @@ def load_continual_config(
         methods: comma-separated names; empty: those of the config.
         orders: each comma-separated names of tasks.
         seeds: comma-separated numbers.
+        model: that is gone on with: what the config says of method, options, seed, training and orders yields to it.
 
     Raises:
         ConfigError: as `load_config`.
     """
     config = _find(name_or_file, CONTINUAL_CONFIGS, ContinualJobConfig)
+    if model is not None:
+        config = config.with_settings_of(model)
     words = [f"tasks.source.path={data.resolve()}"] if data is not None else []
-    if methods:
+    if methods and (model is None or methods.strip() != model.method):  # its name alone says nothing of its options
         words.append(f"methods=[{', '.join(f'{{name: {name.strip()}}}' for name in methods.split(','))}]")
     if orders:
         words.append(f"orders=[{', '.join(f'[{order}]' for order in orders)}]")

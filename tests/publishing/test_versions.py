@@ -23,7 +23,7 @@ def test_malformed_references_are_explained(sqlite_uri, reference):
 def test_a_model_that_is_no_table_is_refused(sqlite_uri, name, fresh_client):
     fresh_client.create_registered_model(name)
     fresh_client.create_model_version(name, source="s3://bucket/model")
-    with pytest.raises(RegistryError, match="is not an embedding table"):
+    with pytest.raises(RegistryError, match="is no embedding table"):
         resolve(f"{name}/1", tracking_uri=sqlite_uri)
 
 

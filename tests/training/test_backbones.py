@@ -165,3 +165,7 @@ def test_an_encoder_is_pinned_by_its_place_and_its_digest(encoder: Path, monkeyp
 def test_a_pretrained_backbone_needs_its_encoder() -> None:
     with pytest.raises(ConfigError, match="encoder: Field required"):
         PretrainedClue.parse({"kind": "clue"})
+    with pytest.raises(ConfigError, match="an encoder needs a path"):
+        PretrainedClue.parse({"kind": "clue", "encoder": {}})
+    with pytest.raises(ConfigError, match=f"encoder {'0' * 12} is needed, and not where it lies"):
+        EncoderTable(digest="0" * 12).pinned()

@@ -173,6 +173,22 @@ def test_identity_and_label_of_a_cell() -> None:
     assert len(hashes) == 3
 
 
+def test_a_cell_is_known_by_the_digest_of_its_encoder_and_not_by_its_path() -> None:
+    def of(path: str, digest: str) -> Cell:
+        backbone = PretrainedClue(encoder=EncoderTable(path=Path(path), digest=digest))
+        return tiny_cell().model_copy(update={"training": ContinualConfig(backbone=backbone)})
+
+    cell = of("here/encoder", "a" * 12)
+    assert of("there/encoder", "a" * 12).content_hash() == cell.content_hash()
+    assert of("here/encoder", "b" * 12).content_hash() != cell.content_hash()
+    assert "encoder" in cell.identity()["training"]["backbone"]
+    assert "here" not in json.dumps(cell.identity())
+    assert Cell.parse(cell.identity()).identity() == cell.identity()
+    # Without a digest nothing but the path tells encoders apart; without an encoder nothing is left out.
+    assert of("here/encoder", "").content_hash() != of("there/encoder", "").content_hash()
+    assert tiny_cell().identity() == tiny_cell().model_dump(mode="json")
+
+
 def test_the_first_task_has_settings_of_its_own() -> None:
     config = ContinualConfig()
     assert [config.of_task(number) for number in range(3)] == [config.first, config.later, config.later]

@@ -17,13 +17,13 @@ from userrep.manifest import (
     IncompleteTableError,
     Manifest,
     contained_path,
-    read_manifest,
     sha256_file,
     staged_directory,
 )
 from userrep.publishing.connection import TRANSFER_LIMITS, connect, redacted
+from userrep.publishing.kind import TableKind
 from userrep.publishing.table import read_table
-from userrep.publishing.verify import table_manifest, unlisted_files, verify_table
+from userrep.publishing.verify import EMBEDDINGS, unlisted_files
 from userrep.publishing.versions import TableSummary, TableVersion, list_tables, resolve
 
 __all__ = ["PulledTable", "TableMismatchError", "TableSummary", "TableVersion", "list_tables", "pull", "resolve"]
@@ -36,12 +36,16 @@ class TableMismatchError(IncompleteTableError):
 
 
 @dataclass(frozen=True)
-class PulledTable:
-    """A verified local copy."""
+class Pulled:
+    """A verified local copy of a table of any kind."""
 
     directory: Path
     manifest: Manifest
     version: TableVersion
+
+
+class PulledTable(Pulled):
+    """A verified local copy of an embedding table."""
 
     def dataset(self) -> pads.Dataset:
         """Opens the copy as an Arrow dataset, without hashing it again."""
@@ -64,14 +68,22 @@ def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) 
         RegistryError: a subclass says whether the server, the name, or the version was not found.
         TableMismatchError: the files differ from what was published, or `to` holds something else.
     """
-    to = Path(to).absolute()
     version = resolve(reference, tracking_uri=tracking_uri, verbose=verbose)
-    if (manifest := _present(to, version)) is not None:
-        return PulledTable(to, manifest, version)
+    pulled = pull_version(version, to, tracking_uri=tracking_uri, verbose=verbose)
+    return PulledTable(pulled.directory, pulled.manifest, pulled.version)
+
+
+def pull_version(
+    version: TableVersion, to: Path, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, verbose: bool = False
+) -> Pulled:
+    """As `pull`, of a version that `resolve` has found, of any kind of table."""
+    to = Path(to).absolute()
+    if (manifest := _present(to, version, kind)) is not None:
+        return Pulled(to, manifest, version)
     with staged_directory(to) as staging:
         try:
             with connect(tracking_uri, limits=TRANSFER_LIMITS, verbose=verbose):
-                manifest = _download(version, staging, tracking_uri)
+                manifest = _download(version, staging, tracking_uri, kind)
         except IncompleteTableError as error:
             shutil.rmtree(staging)
             what = f"{version.name} version {version.version} from {redacted(tracking_uri)}"
@@ -79,15 +91,15 @@ def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) 
         except BaseException:
             shutil.rmtree(staging)
             raise
-    return PulledTable(to, manifest, version)
+    return Pulled(to, manifest, version)
 
 
-def _present(to: Path, version: TableVersion) -> Manifest | None:
+def _present(to: Path, version: TableVersion, kind: TableKind) -> Manifest | None:
     """The manifest of a sound copy of this version at `to`; refuses a destination that holds anything but a table."""
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return None
     try:
-        manifest = table_manifest(to)
+        manifest = kind.read(to)
         strays = unlisted_files(to, manifest)
     except (IncompleteTableError, OSError) as error:
         raise TableMismatchError(f"{to} exists and is no pulled table ({error}); pull to another directory") from error
@@ -96,16 +108,17 @@ def _present(to: Path, version: TableVersion) -> Manifest | None:
     if sha256_file(to / MANIFEST_NAME) != version.manifest_sha256:
         return None
     try:
-        return verify_table(to)
+        return kind.verify(to)
     except IncompleteTableError:
         return None  # a damaged copy of the right version: fetch it again
 
 
-def _download(version: TableVersion, staging: Path, tracking_uri: str) -> Manifest:
+def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: TableKind) -> Manifest:
     """Fetches the manifest, checks it against the version's tags, then fetches and verifies what it lists."""
 
     def fetch(relative: str) -> None:
         target = contained_path(staging, relative).parent
+        target.mkdir(parents=True, exist_ok=True)
         try:
             download_artifacts(
                 artifact_uri=f"{version.location}/{relative}", dst_path=str(target), tracking_uri=tracking_uri
@@ -122,11 +135,9 @@ def _download(version: TableVersion, staging: Path, tracking_uri: str) -> Manife
         raise IncompleteTableError(
             f"its manifest has sha256 {manifest_sha256}, published was {version.manifest_sha256}"
         )
-    manifest = table_manifest(staging)
-    if manifest.facts["table_sha256"] != version.table_sha256:
-        raise IncompleteTableError(
-            f"its manifest is of table {manifest.facts['table_sha256']}, published was {version.table_sha256}"
-        )
+    manifest = kind.read(staging)
+    if (found := manifest.facts[kind.identity]) != version.table_sha256:
+        raise IncompleteTableError(f"its manifest is of table {found}, published was {version.table_sha256}")
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        list(pool.map(fetch, [entry.path for entry in read_manifest(staging).files]))
-    return verify_table(staging)
+        list(pool.map(fetch, [entry.path for entry in manifest.files]))
+    return kind.verify(staging)

@@ -1,4 +1,4 @@
-"""Publishes embedding tables as versions of an MLflow registered model.
+"""Publishes tables, embedding tables unless another kind is said, as versions of an MLflow registered model.
 
 Order of the steps, each of which may be the last one before a crash: LoggedModel (PENDING) -> files -> READY -> metrics
 -> registered model -> version -> alias. The alias moves last, so a reader sees the old table or the complete new one.
@@ -17,16 +17,16 @@ from mlflow.exceptions import MlflowException
 
 from userrep.manifest import MANIFEST_NAME, sha256_file
 from userrep.publishing.connection import TABLE_TAG, WRITE_LIMITS, RegistryError, connect
+from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import finish_run
 from userrep.publishing.upload import Request, make_version
-from userrep.publishing.verify import TABLE_KIND, verify_table
+from userrep.publishing.verify import EMBEDDINGS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # LoggedModel names allow no . : / % or quotes; @ and / part references
 ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]+", re.IGNORECASE)  # MLflow keeps the excluded ones for itself
 METRIC_KEY = re.compile(
     r"[\w\-. /:]+", re.ASCII
 )  # MLflow rejects others, e.g. `@` and brackets, but only at the server
-RESERVED_TAGS = ("table_sha256", "manifest_sha256", "model_id", "rows", "dim", "dtype", "tasks")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Published:
     version: int
     alias: str
     model_id: str  # MLflow LoggedModel that holds the files
-    table_sha256: str
+    table_sha256: str  # identity of the content, `TableKind.identity`
 
 
 def publish(
@@ -51,15 +51,16 @@ def publish(
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
     artifact_root: Path | None = None,
+    kind: TableKind = EMBEDDINGS,
     verbose: bool = False,
 ) -> Published:
     """Makes a verified local table a new version of `name` and points `alias` to it.
 
-    A table that is already a version of `name` (same `table_sha256`) gets no second one: only the alias moves. Do not
+    A table that is already a version of `name` (same `kind.identity`) gets no second one: only the alias moves. Do not
     publish to one name from two processes at once: MLflow has no lock, so each could make a version.
 
     Args:
-        table_dir: a committed table (`finish_table`); it is verified first.
+        table_dir: a committed table of the kind; it is verified first.
         name: letters, digits, `_` and `-`.
         alias: letters, digits, `_` and `-`; not `latest`, and no version number such as `v3`.
         tracking_uri: address of the MLflow server, or an absolute database URI.
@@ -69,17 +70,18 @@ def publish(
         tags: added to the version.
         artifact_root: where a new experiment in a local database keeps its files; by default `mlartifacts` beside a
             sqlite database. An existing experiment and a server keep their own.
+        kind: of the table.
         verbose: let MLflow log and print.
 
     Raises:
         IncompleteTableError: the table is damaged or not committed; nothing was published.
         RegistryError: bad argument, or the registry could not be reached or refused; the alias is where it was.
     """
-    _check_arguments(name, alias, metrics or {}, tags or {})
-    manifest = verify_table(table_dir)
+    _check_arguments(name, alias, metrics or {}, tags or {}, kind)
+    manifest = kind.verify(Path(table_dir))
     manifest_sha256 = sha256_file(Path(table_dir) / MANIFEST_NAME)
     request = Request(
-        Path(table_dir), name, manifest, manifest_sha256, metrics or {}, tags or {}, tracking_uri, verbose
+        kind, Path(table_dir), name, manifest, manifest_sha256, metrics or {}, tags or {}, tracking_uri, verbose
     )
     with connect(tracking_uri, create=True, verbose=verbose) as client:
         version = _existing_version(client, request)
@@ -89,6 +91,19 @@ def publish(
         finish_run(client, version.run_id, "FINISHED")
         client.set_registered_model_alias(name, alias, str(version.version))
     return Published(name, int(version.version), alias, version.tags["model_id"], request.table_sha256)
+
+
+def check_free(
+    name: str, alias: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, verbose: bool = False
+) -> None:
+    """Checks, before hours of work, that `publish` could make a version of this name.
+
+    Raises:
+        RegistryError: a name or an alias that cannot be, a name that holds another kind, or no registry.
+    """
+    _check_names(name, alias)
+    with connect(tracking_uri, create=True, verbose=verbose) as client:
+        _holds(client, name, kind)
 
 
 def move_alias(name: str, alias: str, version: int, *, tracking_uri: str, verbose: bool = False) -> int | None:
@@ -105,34 +120,45 @@ def move_alias(name: str, alias: str, version: int, *, tracking_uri: str, verbos
 
 
 def _existing_version(client: MlflowClient, request: Request) -> ModelVersion | None:
-    """The version that already holds these rows; refuses a name that belongs to another kind of model."""
-    try:
-        registered = client.get_registered_model(request.name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    """The version that already has this content; refuses a name that belongs to another kind of model."""
+    if not _holds(client, request.name, request.kind):
         return None
-    if registered.tags.get(TABLE_TAG) != TABLE_KIND:
-        raise RegistryError(
-            f"registered model {request.name!r} exists and holds no embedding tables; choose another name"
-        )
-    wanted = f"name='{request.name}' and tags.table_sha256='{request.table_sha256}'"
+    wanted = f"name='{request.name}' and tags.{request.kind.identity}='{request.table_sha256}'"
     versions = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
     return versions[0] if versions else None
 
 
-def _check_arguments(name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-    """Finds before the upload what MLflow would refuse after it."""
+def _holds(client: MlflowClient, name: str, kind: TableKind) -> bool:
+    """Whether there is a registered model of this name, which then must be of the kind."""
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    if registered.tags.get(TABLE_TAG) != kind.name:
+        raise RegistryError(f"registered model {name!r} exists and holds no {kind.noun}s; choose another name")
+    return True
+
+
+def _check_names(name: str, alias: str) -> None:
     if not NAME.fullmatch(name):
         raise RegistryError(f"table name {name!r}: use letters, digits, _ and -, starting with a letter or digit")
     if not ALIAS.fullmatch(alias):
         raise RegistryError(
             f"alias {alias!r}: use letters, digits, _ and -, but not `latest` and no version such as v3"
         )
+
+
+def _check_arguments(
+    name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str], kind: TableKind
+) -> None:
+    """Finds before the upload what MLflow would refuse after it."""
+    _check_names(name, alias)
     for key, value in metrics.items():
         if not METRIC_KEY.fullmatch(key) or not math.isfinite(value):
             raise RegistryError(
                 f"metric {key!r} = {value!r}: the value must be finite, the key of letters, digits, spaces and _-./:"
             )
-    if reserved := sorted(set(tags) & set(RESERVED_TAGS)):
+    if reserved := sorted(set(tags) & {kind.identity, "manifest_sha256", "model_id", *kind.tags}):
         raise RegistryError(f"tags {', '.join(reserved)} are set by publish itself; choose other names")

@@ -22,16 +22,15 @@ from mlflow.exceptions import MlflowException
 
 from userrep.manifest import Manifest
 from userrep.publishing.connection import TABLE_TAG, TRANSFER_LIMITS, WRITE_LIMITS, RegistryError, connect, is_database
+from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import experiment_of, finish_run, open_run
-from userrep.publishing.verify import GIVEN_FACTS, TABLE_KIND, TASKS_FACT
-
-MODEL_TYPE = "embedding-table"
 
 
 @dataclass(frozen=True)
 class Request:
     """What one call of `publish` is about; constant over its steps."""
 
+    kind: TableKind
     table_dir: Path
     name: str
     manifest: Manifest
@@ -43,8 +42,8 @@ class Request:
 
     @property
     def table_sha256(self) -> str:
-        """Identity of the rows."""
-        return self.manifest.facts["table_sha256"]
+        """Identity of the content."""
+        return self.manifest.facts[self.kind.identity]
 
 
 def make_version(request: Request, experiment: str, run_id: str | None, artifact_root: Path | None) -> ModelVersion:
@@ -86,14 +85,13 @@ def _ready_model(
 ) -> LoggedModel:
     """The LoggedModel with all files in it. READY is its commit point: an unfinished one is filled again."""
     if model is None:
-        facts = request.manifest.facts
         model = client.create_logged_model(
             experiment_id,
             name=request.name,
             source_run_id=run_id,
-            model_type=MODEL_TYPE,
-            params={key: str(facts[key]) for key in ("rows", "dim", "dtype", "metric", *GIVEN_FACTS, "config_hash")},
-            tags={"table_sha256": request.table_sha256, "manifest_sha256": request.manifest_sha256},
+            model_type=request.kind.model_type,
+            params=request.kind.params_of(request.manifest.facts),
+            tags={request.kind.identity: request.table_sha256, "manifest_sha256": request.manifest_sha256},
         )
     if model.status != LoggedModelStatus.READY:
         client.log_model_artifacts(model.model_id, str(request.table_dir))
@@ -104,14 +102,13 @@ def _ready_model(
 def _register(client: MlflowClient, request: Request, model: LoggedModel, run_id: str) -> ModelVersion:
     facts = request.manifest.facts
     with contextlib.suppress(MlflowException):  # it exists already; anything else makes the next request fail
-        client.create_registered_model(request.name, tags={TABLE_TAG: TABLE_KIND})
+        client.create_registered_model(request.name, tags={TABLE_TAG: request.kind.name})
     own_tags = {
-        "table_sha256": request.table_sha256,
+        request.kind.identity: request.table_sha256,
         # Of the files that were uploaded: an earlier attempt may have finished a table whose facts differ from these.
         "manifest_sha256": model.tags["manifest_sha256"],
         "model_id": model.model_id,
-        **{key: str(facts[key]) for key in ("rows", "dim", "dtype")},
-        **({TASKS_FACT: ",".join(facts[TASKS_FACT])} if facts.get(TASKS_FACT) else {}),
+        **request.kind.tags_of(facts),
     }
     return client.create_model_version(
         request.name,
@@ -119,13 +116,13 @@ def _register(client: MlflowClient, request: Request, model: LoggedModel, run_id
         run_id=run_id,
         model_id=model.model_id,
         tags={**request.tags, **own_tags},
-        description=f"{facts['rows']:,} users x {facts['dim']} {facts['dtype']}; see card.md among the files",
+        description=request.kind.describe(facts),
     )
 
 
 def _earlier_model(client: MlflowClient, request: Request, experiment_id: str) -> LoggedModel | None:
-    """What an interrupted attempt left: a finished upload of these rows, or an unfinished one of these very files."""
-    found = client.search_logged_models([experiment_id], f"tags.table_sha256='{request.table_sha256}'")
+    """What an interrupted attempt left: a finished upload of this content, or an unfinished one of these very files."""
+    found = client.search_logged_models([experiment_id], f"tags.{request.kind.identity}='{request.table_sha256}'")
     models = [model for model in found if model.name == request.name]
     ready = [model for model in models if model.status == LoggedModelStatus.READY]
     pending = [

@@ -25,6 +25,7 @@ from userrep.manifest import (
     read_manifest,
     verify_files,
 )
+from userrep.publishing.kind import TableKind
 from userrep.publishing.rows import EmbeddingTableError, columns_text
 from userrep.schema import user_embeddings
 
@@ -146,3 +147,17 @@ def check_users_unique(directory: Path, manifest: Manifest) -> None:
         raise EmbeddingTableError(
             f"{surplus} rows too many: user {twice!r} is in more than one part; bucket by user id"
         )
+
+
+EMBEDDINGS = TableKind(
+    name=TABLE_KIND,
+    noun="embedding table",
+    publisher="userrep publish",
+    model_type="embedding-table",
+    identity="table_sha256",
+    params=("rows", "dim", "dtype", "metric", *GIVEN_FACTS, "config_hash"),
+    tags=("rows", "dim", "dtype", TASKS_FACT),
+    read=table_manifest,
+    verify=verify_table,
+    describe=lambda facts: f"{facts['rows']:,} users x {facts['dim']} {facts['dtype']}; see card.md among the files",
+)

@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from userrep.publishing.connection import TABLE_TAG, RegistryError, UnknownTableError, UnknownVersionError, connect
-from userrep.publishing.verify import TABLE_KIND
+from userrep.publishing.kind import TableKind
+from userrep.publishing.verify import EMBEDDINGS
 
 REFERENCE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)(?:@[vV](?P<v>\d+)|/(?P<number>\d+)|@(?P<alias>[A-Za-z0-9_-]+))"
@@ -23,7 +24,7 @@ class TableVersion:
     name: str
     version: int
     aliases: tuple[str, ...]  # that point to this version now
-    table_sha256: str
+    table_sha256: str  # identity of the content, `TableKind.identity`
     manifest_sha256: str
     model_id: str  # MLflow LoggedModel that holds the files
     location: str  # artifact URI of the files
@@ -40,7 +41,7 @@ class TableSummary:
     aliases: Mapping[str, int]
 
 
-def resolve(reference: str, *, tracking_uri: str, verbose: bool = False) -> TableVersion:
+def resolve(reference: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, verbose: bool = False) -> TableVersion:
     """Looks up which version a reference means now.
 
     Raises:
@@ -59,16 +60,14 @@ def resolve(reference: str, *, tracking_uri: str, verbose: bool = False) -> Tabl
             # A missing name and version are RESOURCE_DOES_NOT_EXIST, a missing alias is INVALID_PARAMETER_VALUE.
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise _not_found(client, name, reference) from error
-        if "table_sha256" not in found.tags or "manifest_sha256" not in found.tags:
-            raise RegistryError(
-                f"{name} version {found.version} is not an embedding table: `userrep publish` did not make it"
-            )
+            raise _not_found(client, name, reference, kind) from error
+        if kind.identity not in found.tags or "manifest_sha256" not in found.tags:
+            raise RegistryError(f"{name} version {found.version} is no {kind.noun}: `{kind.publisher}` did not make it")
         return TableVersion(
             name=name,
             version=int(found.version),
             aliases=tuple(found.aliases),
-            table_sha256=found.tags["table_sha256"],
+            table_sha256=found.tags[kind.identity],
             manifest_sha256=found.tags["manifest_sha256"],
             model_id=found.tags.get("model_id", ""),
             location=client.get_model_version_download_uri(name, str(found.version)),
@@ -92,22 +91,22 @@ def list_tables(*, tracking_uri: str, verbose: bool = False) -> list[TableSummar
         return summaries
 
 
-def table_names(client: MlflowClient) -> list[str]:
-    """Names of all registered models that are embedding tables, sorted; inside a `connect` block."""
+def table_names(client: MlflowClient, kind: TableKind = EMBEDDINGS) -> list[str]:
+    """Names of all registered models that hold tables of the kind, sorted; inside a `connect` block."""
     names, token = [], None
     while True:
-        page = client.search_registered_models(f"tags.`{TABLE_TAG}` = '{TABLE_KIND}'", page_token=token)
+        page = client.search_registered_models(f"tags.`{TABLE_TAG}` = '{kind.name}'", page_token=token)
         names += [model.name for model in page]
         if not (token := page.token):
             return sorted(names)
 
 
-def _not_found(client: MlflowClient, name: str, reference: str) -> RegistryError:
-    names = table_names(client)
+def _not_found(client: MlflowClient, name: str, reference: str, kind: TableKind) -> RegistryError:
+    names = table_names(client, kind)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
         hint = f"; did you mean {', '.join(close)}?" if close else "; nothing has been published there yet"
-        return UnknownTableError(f"there is no published table {name!r}{hint}")
+        return UnknownTableError(f"there is no published {kind.noun} {name!r}{hint}")
     aliases = client.get_registered_model(name).aliases
     newest = client.search_model_versions(f"name='{name}'", max_results=20, order_by=["version_number DESC"])
     known = ", ".join(f"@{alias} (v{number})" for alias, number in sorted(aliases.items())) or "none"

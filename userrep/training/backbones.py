@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from userrep.config import Config, ConfigError
@@ -29,16 +29,24 @@ from userrep.training.encoding import encode_items
 class EncoderTable(Config):
     """A committed encoder table, as `userrep pretrain` writes it."""
 
-    path: Path
+    path: Path | None = None  # where it lies here; no part of what identifies a cell, and not in what a cell leaves
     digest: str = ""  # of its manifest; part of what identifies a cell, so that another encoder is another cell
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.path is None and not self.digest:
+            raise ValueError("an encoder needs a path: give that of the table that `userrep pretrain` has written")
+        return self
 
     def pinned(self) -> Self:
         """With an absolute path and the digest of what is there.
 
         Raises:
-            ConfigError: there is another encoder than that of the digest.
+            ConfigError: there is another encoder than that of the digest, or the path is not known.
             IncompleteTableError: there is none.
         """
+        if self.path is None:
+            raise ConfigError(f"encoder {self.digest} is needed, and not where it lies: set backbone.encoder.path")
         path = self.path.resolve()
         received = read_manifest(path).digest()
         if self.digest not in ("", received):
@@ -90,8 +98,10 @@ def open_backbone(config: NextItNetBackbone | PretrainedClue, sequences: ItemSeq
     if config.encoder is None:
         assert isinstance(config, NextItNetBackbone)
         return BackboneSource(partial(NextItNet, config, sequences.num_items))
-    clue = load_encoder(config.encoder.pinned().path).to(device)
-    item_VD = item_vectors(clue, config.encoder.path, sequences)
+    directory = config.encoder.pinned().path
+    assert directory is not None
+    clue = load_encoder(directory).to(device)
+    item_VD = item_vectors(clue, directory, sequences)
     if isinstance(config, NextItNetBackbone):
         if config.dim != clue.dim:
             raise ConfigError(f"backbone.dim is {config.dim}, and the item vectors of the encoder have {clue.dim}")

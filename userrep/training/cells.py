@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 
-from userrep.config import HASH_CHARS, Config, ConfigError
+from userrep.config import HASH_CHARS, Config, ConfigError, digest_json
 from userrep.data.tasks import Metric, Task, TaskSet
 from userrep.manifest import (
     MANIFEST_NAME,
@@ -75,9 +75,16 @@ class ContinualConfig(Config):
         """Settings of a task by its place in the order, from 0."""
         return self.later if number else self.first
 
+    def identity(self) -> dict[str, Any]:
+        """All values that have an influence, as JSON has them: not the path of an encoder whose digest is known."""
+        values, encoder = self.model_dump(mode="json"), self.backbone.encoder
+        if encoder is not None and encoder.digest:
+            del values["backbone"]["encoder"]["path"]
+        return values
+
 
 class Cell(Config):
-    """One training run through an order of tasks; `content_hash()` identifies it."""
+    """One training run through an order of tasks; `content_hash()` identifies it, wherever its encoder lies."""
 
     method: str  # name in `continual/catalog.py`
     options: dict[str, Any] = Field(default_factory=dict)  # of the method
@@ -96,6 +103,14 @@ class Cell(Config):
         """Method and options, for people and as a key: cells of a label differ in seed, order or training alone."""
         options = ", ".join(f"{name}={self.options[name]}" for name in sorted(self.options))
         return f"{self.method}({options})" if options else self.method
+
+    def identity(self) -> dict[str, Any]:
+        """As of the training, and all else; a cell can be parsed from it."""
+        return {**self.model_dump(mode="json"), "training": self.training.identity()}
+
+    def content_hash(self) -> str:
+        """Hex digest (12 characters) of the identity."""
+        return digest_json(self.identity())
 
     def until(self, num_tasks: int) -> "Cell":
         """The cell that ends after so many tasks: of a method that is not joint, both have the same lessons so far."""
@@ -219,9 +234,9 @@ def write_lesson(
         save_file(dict(state), staging / METHOD_FILE)
         (staging / LESSON_FILE).write_text(lesson.model_dump_json(indent=1))
         files = tuple(describe_file(staging, staging / name) for name in (METHOD_FILE, LESSON_FILE))
-        config = cell.model_dump(mode="json")
         inputs = {"tasks": data_digest}
-        write_manifest(staging, Manifest(table="lesson", stage="continual", config=config, inputs=inputs, files=files))
+        manifest = Manifest(table="lesson", stage="continual", config=cell.identity(), inputs=inputs, files=files)
+        write_manifest(staging, manifest)
 
 
 def read_cell(directory: Path) -> CellResult:
@@ -267,7 +282,7 @@ def continue_cell(directory: Path, cell: Cell, data_digests: tuple[str, ...]) ->
             manifest = read_manifest(path)
         except IncompleteTableError:
             continue  # there is none, or `read_cell` says that it is damaged
-        if manifest.config != cell.model_dump(mode="json") or manifest.inputs != {"tasks": data_digest}:
+        if manifest.config != cell.identity() or manifest.inputs != {"tasks": data_digest}:
             raise ConfigError(
                 f"{path} belongs to a cell with another config or other data: give this cell a directory of its "
                 "own, such as one named after its content_hash(), or delete this one to start anew"
