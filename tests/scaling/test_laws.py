@@ -140,7 +140,9 @@ def test_the_frontier_has_no_cell_that_another_beats() -> None:
 
 
 def test_a_loss_that_rises_along_an_arm_is_told_and_not_fitted() -> None:
-    planted = Planted(terms={"N": 0.9, "D": 0.9, "S": 0.45, "B": 0.2}, exponents={"N": 0.4, "D": 0.35, "S": 0.6, "B": -0.3})
+    planted = Planted(
+        terms={"N": 0.9, "D": 0.9, "S": 0.45, "B": 0.2}, exponents={"N": 0.4, "D": 0.35, "S": 0.6, "B": -0.3}
+    )
     laws = fit_laws(star_runs(planted), num_resamples=20)
     refusal = laws.law("L(B)").refusal
     assert refusal is not None

@@ -93,7 +93,7 @@ def _arm(factor: str, places: Sequence[Place], center: Place | None) -> Question
     if len(chosen) > 2 and np.ptp(log_x) > 0 and np.polyfit(log_x, log_loss, 1)[0] >= 0:
         refusal = (
             f"the loss does not fall with {factor}: it is {chosen[0].loss:.4g} at {chosen[0].factors[factor]:,.0f} and "
-            f"{chosen[-1].loss:.4g} at {chosen[-1].factors[factor]:,.0f}, and a power law that falls says nothing of that"
+            f"{chosen[-1].loss:.4g} at {chosen[-1].factors[factor]:,.0f}, which no falling power law describes"
         )
     return Question(name, (factor,), tuple(chosen), has_compute=False, held=center.factors, refusal=refusal)
 
