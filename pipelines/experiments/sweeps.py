@@ -17,6 +17,11 @@ SYNTHETIC_RATES = RateRule(
     embeddings=PowerRule(value=2.954e-2, width_exponent=0.510, batch_exponent=0.655),
     measured_in="`rates_synthetic`, pipelines/records/scaling_synthetic_cpu2_202611.md",
 )
+AMAZON_RATES = RateRule(
+    matrices=PowerRule(value=6.905e-4, width_exponent=-1.691, batch_exponent=0.752),
+    embeddings=PowerRule(value=6.904e-3, width_exponent=-0.691, batch_exponent=0.752),
+    measured_in="`rates_amazon2014`, pipelines/records/scaling_amazon2014_cpu2_202611.md",
+)
 
 
 def sweep_smoke() -> SweepConfig:
@@ -88,6 +93,7 @@ def sweep_amazon2014() -> SweepConfig:
             ),
             _small_batch((2.2e4, 4.6e5), 32_768, 8),
         ),
+        ladder=LadderConfig(rate=AMAZON_RATES),
     )
 
 
