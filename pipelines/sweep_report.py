@@ -28,9 +28,9 @@ WORST = 3  # residuals of a law that are shown at once
 # What a reader has to know of a figure; others speak for themselves.
 CAPTIONS = {
     "loss_compute": (
-        "Every marker is a place of the design. The step is the frontier of the cells with the center's history length, to which L(C) is fitted. Held-out cells are "
-        "circled; the bar is the 95% interval of a run there by a fit without them. Grey lines are losses on the way, "
-        "at a constant learning rate; nothing is fitted to them."
+        "Every marker is a place of the design. The step is the frontier of the cells with the center's history "
+        "length, to which L(C) is fitted. Held-out cells are circled; the bar is the 95% interval of a run there by a "
+        "fit without them. Grey lines are losses on the way, at a constant learning rate; nothing is fitted to them."
     ),
     "factors": (
         "The other factors are held at the center (star). The dotted line is the fitted floor of the arm, which holds "
