@@ -67,8 +67,9 @@ def rate_figure(runs: pa.Table) -> Drawn:
     panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     image = None
     highest = max(max(cells.values()) / min(cells.values()) - 1 for _, cells in maps)
+    # Panels share their axes, so they have the rows of all models; a batch that a model was not run at stays blank.
+    batches, rates = (sorted({key[i] for _, cells in maps for key in cells}) for i in (0, 1))
     for axes, (title, cells) in zip(panels, maps, strict=True):
-        batches, rates = (sorted({key[i] for key in cells}) for i in (0, 1))
         excess = np.full((len(batches), len(rates)), np.nan)
         for (batch, rate), loss in cells.items():
             row = [value for (other, _), value in cells.items() if other == batch]
