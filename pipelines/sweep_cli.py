@@ -167,21 +167,18 @@ def learning_rate(
 def _plan(
     config: str, workdir: Path, data: Path | None, overrides: list[str] | None, flops_per_s: float | None, verbose: bool
 ) -> tuple[Any, Any, int]:
-    """The plan, the throughput, and how many lanes this machine has room for."""
-    import os
-
+    """The plan, the throughput, and how many lanes there is room for."""
     from pipelines import sweep
     from pipelines.console import Console
     from pipelines.experiments.catalog import load_sweep_config
     from pipelines.mlflow_store import quiet_mlflow
+    from pipelines.sweep_lanes import expected_lanes
     from pipelines.sweep_plan import throughput_of
 
     if not verbose:
         quiet_mlflow()
     resolved = load_sweep_config(config, data, overrides or [])
-    lanes = resolved.lanes
-    room = max(1, (os.cpu_count() or 1) // (lanes.num_workers * lanes.threads))
-    num_lanes = min(lanes.num_lanes or room, room)
+    num_lanes = expected_lanes(resolved.lanes, verbose)
     planned = sweep.prepare(resolved, workdir.resolve(), Console(verbose), num_lanes)
     return planned, throughput_of(planned, flops_per_s), num_lanes
 

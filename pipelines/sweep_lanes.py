@@ -1,14 +1,17 @@
 """The first executor of a sweep: warm lanes side by side, each a group of workers that runs unit after unit."""
 
+import os
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
 
 import ray
+import torch
 
 from pipelines.console import Console
 from pipelines.session import ray_session
+from pipelines.sweep_config import LanesConfig
 from pipelines.sweep_lane import run_lane
 from pipelines.sweep_plan import SweepPlan, Throughput, Unit, planned_row
 from pipelines.sweep_queue import CellQueue, Priced
@@ -38,6 +41,27 @@ def unit_values(plan: SweepPlan, unit: Unit, throughput: Throughput) -> dict[str
             for planned in unit.cells
         ],
     }
+
+
+def expected_lanes(lanes: LanesConfig, is_verbose: bool) -> int:
+    """Lanes that the cluster which RAY_ADDRESS names has room for; without it, this machine, as what Ray would start.
+
+    Raises:
+        ConfigError: there is room for none.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        with ray_session(is_verbose):
+            resources = ray.cluster_resources()
+    else:
+        resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return count_lanes(
+        lanes.num_lanes,
+        resources.get("CPU", 0),
+        resources.get("GPU", 0),
+        lanes.num_workers,
+        lanes.threads,
+        lanes.use_gpu,
+    )
 
 
 def count_lanes(plan_lanes: int, cpus: float, gpus: float, num_workers: int, threads: int, use_gpu: bool) -> int:

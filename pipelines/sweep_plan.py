@@ -18,6 +18,7 @@ from userrep.config import Config, ConfigError, digest_json
 from userrep.manifest import read_manifest, write_json
 from userrep.scaling.grid import Cell, PlannedCell, SweepBase, plan_cells
 from userrep.scaling.workload import TableWorkloads, read_samples
+from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import decay_start
 from userrep.training.settings import PretrainConfig, open_training_stream
@@ -234,8 +235,6 @@ def throughput_of(plan: SweepPlan, given: float | None = None) -> Throughput:
 
 def _measure(plan: SweepPlan, planned: PlannedCell) -> float:
     """Operations per second of a few steps of a cell in this process."""
-    from userrep.training.loop import build_state
-
     config, lanes = plan.pretrain_config(planned.cell), plan.config.lanes
     before = torch.get_num_threads()
     torch.set_num_threads(lanes.threads)
