@@ -51,3 +51,14 @@ class SweepConfig(Config):
         if self.job.pretrain.mix:
             raise ValueError("job.pretrain.mix is not empty: a sweep is over one data set, leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _probes_have_the_longest_histories(self) -> Self:
+        centers = [grid.center.max_events for grid in self.grids if grid.center]
+        longest = max([*centers, *(events for grid in self.grids for events in grid.max_events)], default=1)
+        if longest > self.evaluation.probe_max_events:
+            raise ValueError(
+                f"grids has cells with histories of {longest} events, and evaluation.probe_max_events="
+                f"{self.evaluation.probe_max_events}: raise it to {longest}"
+            )
+        return self

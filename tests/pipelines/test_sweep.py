@@ -189,6 +189,11 @@ def test_a_sweep_without_a_constant_rate_is_refused():
         load_sweep_config("sweep_smoke", None, ["job.pretrain.optim.schedule=cosine"])
 
 
+def test_histories_longer_than_what_is_measured_are_refused():
+    with pytest.raises(ConfigError, match=r"histories of 8 events, .*probe_max_events=4: raise it to 8"):
+        load_sweep_config("sweep_smoke", None, ["evaluation.probe_max_events=4"])
+
+
 def test_an_empty_directory_holds_no_sweep(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no sweep"):
         sweep.replan(tmp_path)
