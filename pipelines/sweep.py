@@ -4,8 +4,10 @@ A cell that is finished is never run again, whatever has killed the sweep in bet
 step, by the one attempt that has the right to. MLflow has a run for the sweep and, below it, one for each cell.
 """
 
+import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,20 @@ from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
 from pipelines.sweep_cell import is_finished, read_row
 from pipelines.sweep_config import SweepConfig
-from pipelines.sweep_plan import SWEEP, SweepPlan, Unit, make_plan, planned_row
+from pipelines.sweep_plan import SWEEP, Room, SweepPlan, Unit, make_plan, planned_row
 from pipelines.sweep_queue import FAILURE_NAME
 from userrep.config import ConfigError
 from userrep.manifest import Manifest, describe_file, staged_directory, write_json, write_manifest
 from userrep.publishing.connection import RegistryError, check_uri
 from userrep.schema import RUNS
+from userrep.training.cell_evaluation import CellEvaluation
 from userrep.training.follower import Follower
 from userrep.training.replay import living_job, send_run
 from userrep.training.run_record import RunRecord
 from userrep.training.tracking import SPOOL_NAME
 
 STAGE = "sweep"
+LOCK_NAME = "command.lock"
 RUNS_TABLE, RUNS_FILE = "runs", "runs.parquet"
 
 
@@ -54,7 +58,7 @@ class Outcome:
 Executor = Callable[[list[Unit], Callable[[], object]], list[str]]
 
 
-def prepare(config: SweepConfig, workdir: Path, console: Console, num_lanes: int = 0) -> SweepPlan:
+def prepare(config: SweepConfig, workdir: Path, console: Console, room: Room | None = None) -> SweepPlan:
     """Makes the tokenized table where it is missing, and plans the sweep on it."""
     job = Job(config.job, workdir, console)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ def prepare(config: SweepConfig, workdir: Path, console: Console, num_lanes: int
         with ray_session(console.is_verbose):
             ingest.run(job)
             tokenize.run(job)
-    plan = make_plan(config, job.path(tokenize.TABLE), workdir, num_lanes or config.lanes.num_lanes or 1)
+    plan = make_plan(config, job.path(tokenize.TABLE), workdir, room or Room())
     plan.directory.mkdir(parents=True, exist_ok=True)
     write_json(plan.directory / "config.json", config.model_dump(mode="json"))
     rows = [planned_row(planned, config.name) for planned in plan.cells]
@@ -84,7 +88,7 @@ def replan(workdir: Path) -> SweepPlan:
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no sweep: pass the --workdir of `userrep sweep plan` or `run`")
     config = SweepConfig.parse(json.loads(path.read_text()))
-    return make_plan(config, workdir / tokenize.TABLE, workdir, 1)
+    return make_plan(config, workdir / tokenize.TABLE, workdir, Room())
 
 
 def run(plan: SweepPlan, workdir: Path, console: Console, execute: Executor, retry_failed: bool = False) -> Outcome:
@@ -106,22 +110,48 @@ def run(plan: SweepPlan, workdir: Path, console: Console, execute: Executor, ret
         names = {"stage": STAGE, "name": plan.config.name}
         record = RunRecord.start(plan.directory, plan.config.experiment, _tracked_config(plan), **names)
         follower = Follower(plan.directory, uri)
+        status = "FAILED"
         try:
             if units:
+                CellEvaluation(plan.shards, plan.config.evaluation, plan.config.job.pretrain.views)  # raises in time
                 passed_over = execute(units, lambda: send_cells(plan, record, uri, sent))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         finally:
+            reason = follower.finish(status)
+            record.model_copy(update={"status": status}).write(plan.directory)
             table = collect(plan)
             write_runs(plan, table)
-            reason = follower.finish("FINISHED")
-            record.model_copy(update={"status": "FINISHED"}).write(plan.directory)
     reason = reason or send_cells(plan, record, uri, sent)
     if reason is not None:
         console.say(
             f"sweep: MLflow does not have all runs ({reason}); "
             f"`userrep sync-tracking --workdir {workdir}` sends the rest"
         )
-    failures = {p.cell.cell_id: read_failure(plan.cell_directory(p.cell.cell_id)) for p in plan.cells}
+    failed = [row["cell_id"] for row in table.to_pylist() if row["status"] == "failed"]
+    failures = {cell_id: read_failure(plan.cell_directory(cell_id)) for cell_id in failed}
     return Outcome(table, passed_over, {cell_id: failure for cell_id, failure in failures.items() if failure})
+
+
+@contextmanager
+def sole_command(workdir: Path) -> Iterator[None]:
+    """Holds the right to plan and run a sweep in a working directory; the kernel lets it go when the process dies.
+
+    Raises:
+        ConfigError: another command has it.
+    """
+    (workdir / SWEEP).mkdir(parents=True, exist_ok=True)
+    with (workdir / SWEEP / LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another `userrep sweep` works in {workdir}: watch it with `userrep sweep status`, or use another "
+                "--workdir"
+            ) from error
+        yield
 
 
 def units_left(plan: SweepPlan, retry_failed: bool = False) -> list[Unit]:
@@ -175,6 +205,7 @@ def send_cells(plan: SweepPlan, record: RunRecord, uri: str, sent: set[str]) -> 
     Returns:
         Why MLflow does not have them all; None: it has. That it is away is no reason to fail.
     """
+    due = []
     for planned in plan.cells:
         cell_id = planned.cell.cell_id
         directory = plan.cell_directory(cell_id)
@@ -185,11 +216,13 @@ def send_cells(plan: SweepPlan, record: RunRecord, uri: str, sent: set[str]) -> 
         RunRecord.start(
             directory, plan.config.experiment, values, stage=STAGE, name=name, parent=record.key, status="FINISHED"
         )
+        due.append(directory)
+    for directory in due:  # records first, by which `userrep sync-tracking` can send what is not sent here
         try:
             send_run(directory, uri, waits=True)
-        except RegistryError as error:
+        except (RegistryError, OSError) as error:
             return str(error)
-        sent.add(cell_id)
+        sent.add(directory.name)
     return None
 
 

@@ -1,6 +1,7 @@
 """A cell of a sweep: how it is trained, measured and committed by a worker, and what is read of it afterwards."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from userrep.losses.gather import world_size
+from userrep.losses.gather import all_gather, world_size
 from userrep.manifest import (
     IncompleteTableError,
     Manifest,
@@ -93,10 +94,12 @@ def run_unit(
     """
     progress, saved_s = Progress(), 0.0
     durations = [cell.num_steps for cell in unit.cells]
+    _agree(state)  # from here on rank 0 has the right to write, and nobody else does
     if (unit.fork / "manifest.json").is_file():
         restored = restore_fork(unit.fork, state, durations[0], unit.config)
         progress = restored or progress
         saved_s = progress.seconds
+    _agree(state)
     cell_of = {cell.num_steps: cell for cell in unit.cells}
 
     def glance(state: TrainState) -> float:
@@ -119,12 +122,28 @@ def run_unit(
 
     hooks = Hooks(step, glance, on_trunk, finished)
     run_trunk(unit.config, durations, state, objective, unit.shards, hooks, progress)
+    if unit.attempt is not None:
+        shutil.rmtree(unit.fork, ignore_errors=True)
+
+
+def _agree(state: TrainState) -> None:
+    """Waits for all workers of a lane, which must stand at the same step.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    steps = all_gather(torch.tensor([state.step], device=state.model.logit_scale.device)).tolist()
+    if len(set(steps)) > 1:
+        raise RuntimeError(f"workers stand at steps {steps}: a sweep must be on storage that all of them share")
 
 
 def commit_cell(unit: UnitRun, cell: Cell, state: TrainState, progress: Progress, evaluation: CellEvaluation) -> None:
     """Measures a finished run and commits what is known of it, in one step. Rank 0 alone."""
     assert unit.attempt is not None
     directory = unit.directory / "cells" / cell.cell_id
+    unit.attempt.check()
+    if is_finished(directory):  # by an attempt that was given up for lost, before it could say so
+        return
     started = time.perf_counter()
     measured = evaluation.measure(state.model, cell.max_events)
     row = unit.rows[cell.cell_id]
@@ -145,10 +164,8 @@ def commit_cell(unit: UnitRun, cell: Cell, state: TrainState, progress: Progress
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": version("userrep"),
     }
-    _spool(directory / SPOOL_NAME, progress, row)
     unit.attempt.check()
-    if is_finished(directory):  # by an attempt that was given up for lost and was not
-        return
+    _spool(directory / SPOOL_NAME, progress, row)
     with staged_directory(directory / RESULT) as staging:
         (staging / ROW_NAME).write_text(json.dumps(row, indent=1))
         files = (describe_file(staging, staging / ROW_NAME),)

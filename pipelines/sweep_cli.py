@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.sweep_schedule_cli import schedule
+from userrep.config import ConfigError
 
 app = typer.Typer(help="Scaling-law sweeps: planned, priced, run, fitted.", no_args_is_help=True)
 
@@ -47,9 +48,11 @@ def plan(
     verbose: VerboseOption = False,
 ) -> None:
     """Show the cells with operations, hours, memory and cost; starts none. Makes the data where they are missing."""
+    from pipelines.sweep import sole_command
     from pipelines.sweep_status import derivations
 
-    planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
+    with sole_command(workdir.resolve()):
+        planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
     if explain:
         sys.stdout.write(derivations(planned) + "\n\n")
     _show(planned, throughput, lanes, price)
@@ -87,15 +90,18 @@ def run(
 
     console, workdir = Console(verbose), workdir.resolve()
     earlier = earlier_fit(compare_with)
-    planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
-    _show(planned, throughput, lanes, None)
-    execute = partial(run_lanes, planned, throughput, max_hours, console)
-    if jobs_address:
-        from pipelines.sweep_jobs import run_jobs
+    if jobs_address and max_hours is not None:
+        raise ConfigError("--max-hours is for lanes: with --jobs-address the cluster's scheduler starts the cells")
+    with sweep.sole_command(workdir):
+        planned, throughput, lanes = _plan(config, workdir, data, overrides, flops_per_s, verbose)
+        _show(planned, throughput, lanes, None)
+        execute = partial(run_lanes, planned, throughput, max_hours, console)
+        if jobs_address:
+            from pipelines.sweep_jobs import run_jobs
 
-        execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console)
-    outcome = sweep.run(planned, workdir, console, execute, retry_failed)
-    sys.stdout.write(finish(planned, outcome, workdir, earlier, console) + "\n")
+            execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console)
+        outcome = sweep.run(planned, workdir, console, execute, retry_failed)
+        sys.stdout.write(finish(planned, outcome, workdir, earlier, console) + "\n")
     if outcome.passed_over:
         console.say(f"sweep: no time was left for {len(outcome.passed_over)} cells; the same command runs them")
     for cell_id, failure in outcome.failures.items():
@@ -117,17 +123,17 @@ def cell(
 @app.command()
 def status(
     workdir: WorkdirOption = Path("jobs/sweep"),
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until all is done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew, until no lane is at work.")] = False,
 ) -> None:
     """Show every cell with its state, rate and result, and the time that is left. Needs no Ray."""
     from rich.console import Console
     from rich.live import Live
 
-    from pipelines.sweep_status import read_status, status_table
+    from pipelines.sweep_status import is_at_work, read_status, status_table
 
     def table() -> tuple[Any, bool]:
         rows, lanes = read_status(workdir)
-        return status_table(rows, lanes), any(row["status"] == "planned" for row in rows)
+        return status_table(rows, lanes), lanes is None or is_at_work(lanes)
 
     console = Console(width=None if sys.stdout.isatty() else 180)
     if not watch:
@@ -172,15 +178,15 @@ def _plan(
     from pipelines.console import Console
     from pipelines.experiments.catalog import load_sweep_config
     from pipelines.mlflow_store import quiet_mlflow
-    from pipelines.sweep_lanes import expected_lanes
+    from pipelines.sweep_lanes import find_room
     from pipelines.sweep_plan import throughput_of
 
     if not verbose:
         quiet_mlflow()
     resolved = load_sweep_config(config, data, overrides or [])
-    num_lanes = expected_lanes(resolved.lanes, verbose)
-    planned = sweep.prepare(resolved, workdir.resolve(), Console(verbose), num_lanes)
-    return planned, throughput_of(planned, flops_per_s), num_lanes
+    room = find_room(resolved.lanes, verbose)
+    planned = sweep.prepare(resolved, workdir.resolve(), Console(verbose), room)
+    return planned, throughput_of(planned, flops_per_s), room.num_lanes
 
 
 def _show(planned: Any, throughput: Any, num_lanes: int, price: float | None) -> None:

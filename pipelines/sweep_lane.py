@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from userrep.training.objective import ClueObjective
 from userrep.training.settings import PretrainConfig
 from userrep.training.state import NonFiniteLossError
 
-START_TIMEOUT_S = 600  # of collectives: other workers wait while the first measures
+COLLECTIVE_TIMEOUT_S = 3600  # others wait while the first measures; what hangs is ended by the time-out of its unit
 MAX_STARTS = 10  # of a lane for which the cluster has no room; each takes a minute
 BEAT_INTERVAL_S = 1.0
 
@@ -34,6 +35,7 @@ BEAT_INTERVAL_S = 1.0
 def run_lane(settings: dict[str, Any], queue: Any, lane: int) -> str:
     """Runs a lane to its end. Returns why it ended early; empty: the queue has no more for it."""
     config = LanesConfig.parse(settings["lanes"])
+    name = f"lane-{lane}-{time.time_ns()}"  # one of its own: Ray Train must not restore anything
     trainer = ray.train.torch.TorchTrainer(
         work,
         train_loop_config={**settings, "queue": queue, "lane": lane},
@@ -42,9 +44,9 @@ def run_lane(settings: dict[str, Any], queue: Any, lane: int) -> str:
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": config.threads, **({"GPU": 1} if config.use_gpu else {})},
         ),
-        torch_config=ray.train.torch.TorchConfig(timeout_s=START_TIMEOUT_S),
+        torch_config=ray.train.torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
-            name=f"lane-{lane}-{time.time_ns()}",  # Ray Train must not restore anything
+            name=name,
             storage_path=str(Path(settings["directory"]) / "ray"),
             failure_config=FailureConfig(
                 max_failures=settings["num_units"] * (config.retries + 1) + 1, controller_failure_limit=MAX_STARTS
@@ -56,6 +58,8 @@ def run_lane(settings: dict[str, Any], queue: Any, lane: int) -> str:
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         return str(next(iter(failures.values()), error))
+    finally:
+        shutil.rmtree(Path(settings["directory"]) / "ray" / name, ignore_errors=True)
     return ""
 
 
@@ -75,6 +79,9 @@ def work(settings: dict[str, Any]) -> None:
         except NonFiniteLossError as error:  # on every rank; it would come again
             if rank() == 0:
                 ray.get(queue.failed.remote(lane, f"diverged: {error}", True))
+        except Exception as error:  # the group is started again, and the queue decides whether the unit is
+            ray.get(queue.explain.remote(lane, f"rank {rank()}: {type(error).__name__}: {error}"))
+            raise
         else:
             if rank() == 0:
                 ray.get(queue.done.remote(lane))

@@ -1,11 +1,13 @@
 """The first executor of a sweep: warm lanes side by side, each a group of workers that runs unit after unit."""
 
+import math
 import os
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
 
+import psutil
 import ray
 import torch
 
@@ -13,12 +15,13 @@ from pipelines.console import Console
 from pipelines.session import ray_session
 from pipelines.sweep_config import LanesConfig
 from pipelines.sweep_lane import run_lane
-from pipelines.sweep_plan import SweepPlan, Throughput, Unit, planned_row
+from pipelines.sweep_plan import Room, SweepPlan, Throughput, Unit, planned_row
 from pipelines.sweep_queue import CellQueue, Priced
 from userrep.config import ConfigError
 
 POLL_INTERVAL_S = 1.0
 TELL_INTERVAL_S = 60.0
+USABLE_MEMORY = 0.8  # share of a machine's memory that lanes may fill
 
 
 def unit_values(plan: SweepPlan, unit: Unit, throughput: Throughput) -> dict[str, Any]:
@@ -43,25 +46,33 @@ def unit_values(plan: SweepPlan, unit: Unit, throughput: Throughput) -> dict[str
     }
 
 
-def expected_lanes(lanes: LanesConfig, is_verbose: bool) -> int:
-    """Lanes that the cluster which RAY_ADDRESS names has room for; without it, this machine, as what Ray would start.
+def find_room(lanes: LanesConfig, is_verbose: bool) -> Room:
+    """What the cluster that RAY_ADDRESS names has for lanes; without it, this machine, as what Ray would start.
+
+    Memory of a worker is that of the node with the least for each; with GPUs it is not limited, as theirs is another.
 
     Raises:
-        ConfigError: there is room for none.
+        ConfigError: there is room for no lane.
     """
     if "RAY_ADDRESS" in os.environ:
         with ray_session(is_verbose):
-            resources = ray.cluster_resources()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     else:
-        resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    return count_lanes(
+        memory = float(psutil.virtual_memory().total)
+        nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count()), "memory": memory}]
+    num_lanes = count_lanes(
         lanes.num_lanes,
-        resources.get("CPU", 0),
-        resources.get("GPU", 0),
+        sum(node["CPU"] for node in nodes),
+        sum(node.get("GPU", 0) for node in nodes),
         lanes.num_workers,
         lanes.threads,
         lanes.use_gpu,
     )
+    if lanes.use_gpu:
+        return Room(num_lanes)
+    most = num_lanes * lanes.num_workers  # workers that one node may get
+    shares = [node["memory"] / max(1, min(most, node["CPU"] // lanes.threads)) for node in nodes if "memory" in node]
+    return Room(num_lanes, USABLE_MEMORY * min(shares, default=math.inf))
 
 
 def count_lanes(plan_lanes: int, cpus: float, gpus: float, num_workers: int, threads: int, use_gpu: bool) -> int:
@@ -142,15 +153,17 @@ def _run(
         "num_units": len(priced),
     }
     start = cast(Any, ray.remote(run_lane)).options(num_cpus=0, max_retries=0)
-    running = [start.remote(settings, queue, lane) for lane in range(num_lanes)]
+    lane_of = {start.remote(settings, queue, lane): lane for lane in range(num_lanes)}
+    running = list(lane_of)
     total = sum(len(p.cell_ids) for p in priced)
     looked_s = time.monotonic()
     with console.progress("sweep", "GFLOP") as advance:
         while running:
             over, running = ray.wait(running, num_returns=1, timeout=POLL_INTERVAL_S)
-            for reason in ray.get(over):
-                if reason:
-                    console.say(f"sweep: a lane has ended: {reason}")
+            for task in over:
+                if reason := _reason(task):
+                    console.say(f"sweep: lane {lane_of[task]} has ended: {reason}")
+                ray.get(queue.left.remote(lane_of[task]))
             status: dict[str, Any] = ray.get(queue.status.remote())
             done = round(status["share"] * gflops)
             advance(done, gflops, done, f"{status['finished']}/{total} cells {describe_lanes(status)}")
@@ -163,6 +176,14 @@ def _run(
             f"sweep: all lanes have ended with {status['waiting']} cells waiting; the same command goes on"
         )
     return status["passed_over"]
+
+
+def _reason(task: Any) -> str:
+    """Why a lane ended early; empty: it did not. One that is lost takes no other one with it."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def describe_lanes(status: dict[str, Any]) -> str:

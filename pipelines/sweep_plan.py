@@ -1,6 +1,7 @@
 """What a sweep would run, and its price in operations, seconds, memory and money, before anything starts."""
 
 import json
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import psutil
 import torch
 from pydantic import Field
 
@@ -29,7 +29,6 @@ THROUGHPUT_NAME = "throughput.json"
 BATCHES_READ = 4  # as many samples as so many of the largest batches are read to price steps
 TRIAL_S = 12.0  # of steps that throughput is measured on, per size; two steps at the least
 PROCESS_BYTES = 2**30  # of a worker beside what the step holds: torch, Ray, the pool of the evaluation
-USABLE_MEMORY = 0.8  # share of a machine's memory that lanes may fill
 EVALUATION_S = 15.0  # assumption, until the first cell has been evaluated
 
 
@@ -40,11 +39,13 @@ class Throughput(Config):
         parameters: non-embedding parameters of the models that were measured, ascending.
         flops_per_s: of each, > 0.
         origin: measured, or given.
+        lanes: digest of the settings of lanes under which they were measured; empty: given.
     """
 
     parameters: tuple[float, ...] = Field(min_length=1)
     flops_per_s: tuple[float, ...] = Field(min_length=1)
     origin: str
+    lanes: str = ""
 
     def seconds(self, parameters: float, flops: float) -> float:
         """Of so many operations with a model of that size; between measured sizes by their logarithms."""
@@ -126,14 +127,22 @@ class SweepPlan:
         return self.directory / "cells" / cell_id
 
 
-def make_plan(config: SweepConfig, shards: Path, workdir: Path, num_lanes: int) -> SweepPlan:
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has for lanes: how many, and memory in bytes for each of their workers."""
+
+    num_lanes: int = 1
+    memory_bytes: float = math.inf
+
+
+def make_plan(config: SweepConfig, shards: Path, workdir: Path, room: Room) -> SweepPlan:
     """Plans a sweep on a tokenized table.
 
     Args:
         config: of it.
         shards: the table.
         workdir: of the sweep.
-        num_lanes: that share this machine's memory; of the largest machine, where it is another one.
+        room: that there is for lanes.
 
     Raises:
         ConfigError: the design does not fit itself, the ladder or the data.
@@ -173,9 +182,7 @@ def make_plan(config: SweepConfig, shards: Path, workdir: Path, num_lanes: int) 
                 cells.setdefault(planned.cell.cell_id, planned)
     except ValueError as error:
         raise ConfigError(f"sweep {config.name}: {error}") from error
-    processes = max(1, num_lanes) * config.lanes.num_workers
-    limit = USABLE_MEMORY * psutil.virtual_memory().total / processes
-    return SweepPlan(config, workdir / SWEEP, shards, tuple(cells.values()), limit)
+    return SweepPlan(config, workdir / SWEEP, shards, tuple(cells.values()), room.memory_bytes)
 
 
 def planned_row(planned: PlannedCell, sweep: str) -> dict[str, Any]:
@@ -218,28 +225,34 @@ def throughput_of(plan: SweepPlan, given: float | None = None) -> Throughput:
     """
     if given is not None:
         return Throughput(parameters=(1.0,), flops_per_s=(given,), origin="given")
-    path = plan.directory / THROUGHPUT_NAME
-    if path.is_file():
-        return Throughput.parse(json.loads(path.read_text()))
+    path, lanes = plan.directory / THROUGHPUT_NAME, plan.config.lanes
+    if lanes.use_gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            "lanes.use_gpu=true, and this machine has no GPU to measure throughput on: give --flops-per-s of a lane"
+        )
+    digest = digest_json([lanes.model_dump(mode="json", exclude={"num_lanes"}), plan.config.job.pretrain.precision])
+    if path.is_file() and (known := Throughput.parse(json.loads(path.read_text()))).lanes == digest:
+        return known
     by_size = {p.parameters["non_embedding"]: p for p in plan.cells if plan.fits(p)}
     sizes = sorted(by_size)
     chosen = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]}) if sizes else []
     if not chosen:
         raise ConfigError("no cell of the sweep fits into this machine's memory: use smaller models or fewer lanes")
     rates = tuple(_measure(plan, by_size[size]) for size in chosen)
-    found = Throughput(parameters=tuple(map(float, chosen)), flops_per_s=rates, origin="measured")
+    found = Throughput(parameters=tuple(map(float, chosen)), flops_per_s=rates, origin="measured", lanes=digest)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found.model_dump(mode="json"))
     return found
 
 
 def _measure(plan: SweepPlan, planned: PlannedCell) -> float:
-    """Operations per second of a few steps of a cell in this process."""
+    """Operations per second of a lane, by a few steps of a cell in this process, times the workers of the lane."""
     config, lanes = plan.pretrain_config(planned.cell), plan.config.lanes
     before = torch.get_num_threads()
     torch.set_num_threads(lanes.threads)
     try:
         state = build_state(config, read_manifest(plan.shards), plan.shards)
+        state.model.to("cuda" if lanes.use_gpu else "cpu")
         objective = ClueObjective(state.model, 0, config.loss, lanes.memory, config.precision)
         ends: list[float] = []
         for batch in open_training_stream(plan.shards, config, max(3, config.num_steps)).batches():
@@ -248,7 +261,9 @@ def _measure(plan: SweepPlan, planned: PlannedCell) -> float:
             if len(ends) > 2 and ends[-1] - ends[0] > TRIAL_S:
                 break
         # The first step also plans memory and touches pages for the first time.
-        return planned.flops / planned.cell.num_steps * (len(ends) - 1) / (ends[-1] - ends[0])
+        # A step ends with numbers that are read from the device, so its time is that of the device too.
+        per_worker = planned.flops / planned.cell.num_steps * (len(ends) - 1) / (ends[-1] - ends[0])
+        return lanes.num_workers * per_worker
     finally:
         torch.set_num_threads(before)
 

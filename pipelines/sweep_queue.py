@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipelines.sweep_cell import is_finished
 from userrep.manifest import write_json
 
 STATUS_NAME = "lanes.json"
@@ -53,6 +54,7 @@ class _Open:
     step: int = 0
     num_steps: int = 0
     note: str = ""
+    reason: str = "out of memory, a hang, or a crash"  # why its worker may have been lost
 
 
 class CellQueue:
@@ -95,7 +97,8 @@ class CellQueue:
                 self._open[lane] = _Open(priced, now)
                 self._note("start", lane, trunk_id=priced.trunk_id, cell_ids=priced.cell_ids)
                 self._show()
-                return priced.unit
+                # A crowded machine is no hang: what units have taken so far stretches what this one may take.
+                return {**priced.unit, "timeout_s": priced.unit["timeout_s"] * max(1.0, self._slowdown)}
         self._passed_over, self._waiting = self._passed_over + self._waiting, []
         self._show()
         return None
@@ -130,6 +133,17 @@ class CellQueue:
             is_final: it would fail again, as a run that diverges.
         """
         self._fail(self._open.pop(lane), lane, message, is_final)
+
+    def explain(self, lane: int, reason: str) -> None:
+        """Keeps why a worker of the lane is about to end."""
+        if (at := self._open.get(lane)) is not None:
+            at.reason = reason
+
+    def left(self, lane: int) -> None:
+        """The lane is over: a unit that it still has is lost."""
+        if lane in self._open:
+            self._lost(lane)
+            self._show()
 
     def status(self) -> dict[str, Any]:
         """JSON-plain, for people: counts, lanes, and seconds until the last unit ends."""
@@ -183,17 +197,29 @@ class CellQueue:
 
     def _lost(self, lane: int) -> None:
         at = self._open.pop(lane)
+        self._take_note_of_commits(at)
+        if at.finished >= set(at.priced.cell_ids):  # lost between its last commit and saying so
+            self._done_s += at.priced.seconds
+            return
         trunk_id = at.priced.trunk_id
         self._losses[trunk_id] = self._losses.get(trunk_id, 0) + 1
         self._note("lost", lane, trunk_id=trunk_id)
         if self._losses[trunk_id] > self._retries:
-            message = f"its worker was lost {self._losses[trunk_id]} times: out of memory, a hang, or a crash"
+            message = f"its worker was lost {self._losses[trunk_id]} times: {at.reason}"
             self._fail(at, lane, message, is_final=False)
             return
         cells = [cell for cell in at.priced.unit["cells"] if cell["cell_id"] not in at.finished]
         self._waiting.insert(0, Priced({**at.priced.unit, "cells": cells}, at.priced.seconds))
 
+    def _take_note_of_commits(self, at: _Open) -> None:
+        """What counts is what was committed, whether the worker lived to say so or not."""
+        for cell_id in at.priced.cell_ids:
+            if cell_id not in at.finished and is_finished(self._directory / "cells" / cell_id):
+                at.finished.add(cell_id)
+                self.num_finished += 1
+
     def _fail(self, at: _Open, lane: int, message: str, is_final: bool) -> None:
+        self._take_note_of_commits(at)
         for cell_id in at.priced.cell_ids:
             if cell_id not in at.finished:
                 self.num_failed += 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from userrep.config import ConfigError
 from userrep.scaling.ladder import make_rung
 
 GIB = 2**30
+SILENCE_S = 300  # after which lanes count as dead; an evaluation says nothing for its minutes
 
 
 def plan_table(plan: SweepPlan, throughput: Throughput) -> Table:
@@ -95,12 +97,17 @@ def read_status(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | N
     return rows, json.loads(path.read_text()) if path.is_file() else None
 
 
+def is_at_work(lanes: dict[str, Any]) -> bool:
+    """Whether what the lanes said last is news; a sweep that was killed leaves lanes that say no more."""
+    return bool(lanes["lanes"]) and time.time() - lanes["time_s"] < SILENCE_S
+
+
 def status_table(rows: list[dict[str, Any]], lanes: dict[str, Any] | None) -> Table:
     """A line for each cell, those at work marked."""
-    at_work = {lane["trunk_id"]: lane for lane in (lanes or {"lanes": {}})["lanes"].values()}
+    at_work = {lane["trunk_id"]: lane for lane in lanes["lanes"].values()} if lanes and is_at_work(lanes) else {}
     counts = {state: sum(row["status"] == state for row in rows) for state in ("finished", "failed", "planned")}
     title = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    if lanes is not None and counts["planned"]:
+    if lanes is not None and at_work:
         title += f"; by price, {lanes['left_s'] / 60:.0f} min left"
     table = Table(title=title)
     for name in ("cell", "factor", "N", "samples", "S", "B", "FLOP", "state", "loss", "recall@10", "GFLOP/s", "mfu"):

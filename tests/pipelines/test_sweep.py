@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -17,10 +18,11 @@ from pipelines.console import Console
 from pipelines.experiments.catalog import SWEEP_CONFIGS, load_sweep_config
 from pipelines.sweep_cell import read_row
 from pipelines.sweep_cli import app
+from pipelines.sweep_config import LanesConfig
 from pipelines.sweep_finish import finish
 from pipelines.sweep_jobs import run_one
-from pipelines.sweep_lanes import run_lanes
-from pipelines.sweep_plan import Budget, SweepPlan, Throughput
+from pipelines.sweep_lanes import USABLE_MEMORY, find_room, run_lanes
+from pipelines.sweep_plan import Budget, Room, SweepPlan, Throughput
 from pipelines.sweep_queue import FAILURE_NAME, JOURNAL_NAME
 from userrep.config import ConfigError
 from userrep.schema import RUNS
@@ -192,6 +194,23 @@ def test_a_sweep_without_a_constant_rate_is_refused():
 def test_histories_longer_than_what_is_measured_are_refused():
     with pytest.raises(ConfigError, match=r"histories of 8 events, .*probe_max_events=4: raise it to 8"):
         load_sweep_config("sweep_smoke", None, ["evaluation.probe_max_events=4"])
+
+
+def test_one_command_at_a_time_has_a_working_directory(tmp_path: Path):
+    with sweep.sole_command(tmp_path):
+        other = sweep.sole_command(tmp_path)
+        with pytest.raises(ConfigError, match="another `userrep sweep` works in"):
+            other.__enter__()
+    with sweep.sole_command(tmp_path):
+        pass
+
+
+def test_room_is_that_of_the_node_with_the_least_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    total = psutil.virtual_memory().total
+    assert find_room(LanesConfig(num_workers=2, threads=2), is_verbose=False) == Room(2, USABLE_MEMORY * total / 4)
+    assert find_room(LanesConfig(num_lanes=1), is_verbose=False) == Room(1, USABLE_MEMORY * total)
 
 
 def test_an_empty_directory_holds_no_sweep(tmp_path: Path):

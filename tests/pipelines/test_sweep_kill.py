@@ -22,14 +22,19 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = ("--set", "lanes.checkpoint_s=1", "--flops-per-s", "1e10")
 KILLS = 3
+# Six cells that take some ten seconds each.
+GRID = (
+    "grids=[{design: star, center: {parameters: 2.0e+4, samples: 16384, max_events: 8, batch_size: 64}, "
+    "parameters: [1.0e+4, 4.0e+4], samples: [8192, 32768], batch_sizes: [128], users: all}]"
+)
 
 
 def start(workdir: Path, *more: str, **env: str) -> subprocess.Popen[bytes]:
     """`userrep sweep run` in a process group of its own, so that everything it starts can be killed with it."""
     command = [sys.executable, "-m", "pipelines.cli", "sweep", "run", "--config", "sweep_smoke"]
-    log = (workdir.parent / f"{workdir.name}.log").open("ab")
     words = [*command, "--workdir", str(workdir), *SETTINGS, *more]
-    return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=os.environ | env)
+    with (workdir.parent / f"{workdir.name}.log").open("ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=os.environ | env)
 
 
 def journal(workdir: Path) -> list[dict[str, Any]]:
@@ -63,15 +68,16 @@ def test_a_sweep_that_is_killed_three_times_finishes_every_cell_once(tmp_path: P
     rows: dict[str, dict[str, Any]] = {}
     for _ in range(KILLS):
         num_before = sum(line["event"] == "start" for line in journal(workdir))
-        process = start(workdir)
+        process = start(workdir, "--set", GRID, "--set", "lanes.num_lanes=1")
         wait_until_begun(process, workdir, num_before)
-        time.sleep(luck.uniform(0, 4))
+        time.sleep(luck.uniform(0, 5))
+        assert process.poll() is None, "meant to be killed at work"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for row in read_status(workdir)[0]:
             if row["status"] == "finished":
                 rows.setdefault(row["cell_id"], row)
-    assert start(workdir).wait(600) == 0, (tmp_path / "sweep.log").read_text()[-2000:]
+    assert start(workdir, "--set", GRID).wait(600) == 0, (tmp_path / "sweep.log").read_text()[-2000:]
     table, _ = read_status(workdir)
     assert Counter(row["status"] for row in table) == {"finished": 6}
     for row in table:

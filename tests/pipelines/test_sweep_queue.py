@@ -23,7 +23,7 @@ class Clock:
 
 def priced(name: str, seconds: float, num_cells: int = 1) -> Priced:
     cells = [{"cell_id": f"{name}{number}"} for number in range(num_cells)]
-    return Priced({"trunk_id": name, "label": f"N {name}", "cells": cells}, seconds)
+    return Priced({"trunk_id": name, "label": f"N {name}", "cells": cells, "timeout_s": 900}, seconds)
 
 
 def events(directory: Path) -> list[tuple[str, Any]]:
@@ -94,11 +94,12 @@ def test_what_a_lost_worker_had_not_finished_is_tried_again(tmp_path: Path):
     assert again is not None
     assert [cell["cell_id"] for cell in again["cells"]] == ["a1", "a2"]
     queue.finished(0, "a1")
+    queue.explain(0, "rank 0: OSError: no space")
     after = queue.claim(0)  # lost a second time: its last cell has failed, and others go on
     assert after is not None
     assert after["trunk_id"] == "b"
     failure = json.loads((tmp_path / "cells" / "a2" / FAILURE_NAME).read_text())
-    assert failure["message"].startswith("its worker was lost 2 times")
+    assert failure["message"] == "its worker was lost 2 times: rank 0: OSError: no space"
     assert failure["is_final"] is False
     assert not (tmp_path / "cells" / "a1").exists()
     status = queue.status()
@@ -150,3 +151,43 @@ def test_the_share_that_is_done_counts_by_price(tmp_path: Path):
     queue.claim(0)
     clock.now += 40  # half of what it takes, by what the first one took
     assert queue.status()["share"] == pytest.approx(0.8)
+
+
+def test_a_lane_that_is_over_gives_its_unit_back(tmp_path: Path):
+    queue = CellQueue(tmp_path, [priced("a", 10)], retries=1)
+    queue.claim(0)
+    queue.left(0)
+    queue.left(1)  # has none
+    assert queue.status()["waiting"] == 1
+    again = queue.claim(1)
+    assert again is not None
+    assert again["trunk_id"] == "a"
+
+
+def test_what_was_committed_counts_although_nobody_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    committed = {"a0"}
+    monkeypatch.setattr("pipelines.sweep_queue.is_finished", lambda directory: directory.name in committed)
+    queue = CellQueue(tmp_path, [priced("a", 10, 2), priced("b", 1)], retries=1)
+    queue.claim(0)
+    again = queue.claim(0)
+    assert again is not None
+    assert [cell["cell_id"] for cell in again["cells"]] == ["a1"]
+    committed.add("a1")
+    after = queue.claim(0)  # lost after its last commit: nothing is left of it
+    assert after is not None
+    assert after["trunk_id"] == "b"
+    status = queue.status()
+    assert (status["finished"], status["failed"], status["waiting"]) == (2, 0, 0)
+
+
+def test_a_hang_is_told_by_how_slow_the_machine_is(tmp_path: Path):
+    clock = Clock()
+    queue = CellQueue(tmp_path, [priced("a", 10), priced("b", 1)], retries=0, clock=clock)
+    first = queue.claim(0)
+    assert first is not None
+    assert first["timeout_s"] == 900
+    clock.now += 40
+    queue.done(0)
+    second = queue.claim(0)
+    assert second is not None
+    assert second["timeout_s"] == 4 * 900

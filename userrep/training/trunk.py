@@ -53,8 +53,8 @@ class Hooks:
     Attributes:
         step: after every step: steps of the run at work, the state, what its steps have shown.
         glance: loss of the evaluation of a state.
-        on_trunk: after some steps at the constant rate, from which the call could go on: the state and what its steps
-            have shown; a good time for a checkpoint.
+        on_trunk: after every step at the constant rate, from each of which the call could go on: the state and what its
+            steps have shown; where a checkpoint is due, it is saved here.
         finished: when a run has taken its last step: its number of steps, the state, what its steps have shown.
     """
 
@@ -97,7 +97,7 @@ def run_trunk(
             stop = round(share * decay_start(num_steps, config.optim))
             if stop <= state.step:
                 continue
-            _take_steps(config, num_steps, stop, state, objective, shards, hooks, progress)
+            _take_steps(config, num_steps, stop, state, objective, shards, hooks, progress, is_trunk=True)
             progress.curve.append((stop, hooks.glance(state)))
             hooks.on_trunk(state, progress)
         is_last = place == len(durations) - 1
@@ -118,6 +118,7 @@ def _take_steps(
     shards: Path,
     hooks: Hooks,
     progress: Progress,
+    is_trunk: bool = False,
 ) -> None:
     """Takes the steps up to `stop` of a run of `num_steps`."""
     if state.step >= stop:
@@ -130,6 +131,8 @@ def _take_steps(
         ended = time.perf_counter()
         progress.seconds += ended - started
         hooks.step(num_steps, state, progress)
+        if is_trunk and state.step < stop:  # after the last one comes a look, which must not be lost
+            hooks.on_trunk(state, progress)
         started = time.perf_counter()
 
 
