@@ -109,7 +109,7 @@ def run(plan: SweepPlan, workdir: Path, console: Console, execute: Executor, ret
     with living_job(plan.directory):
         names = {"stage": STAGE, "name": plan.config.name}
         record = RunRecord.start(plan.directory, plan.config.experiment, _tracked_config(plan), **names)
-        follower = Follower(plan.directory, uri)
+        follower = Follower(plan.directory, uri) if units else None  # what is over is sent below
         status = "FAILED"
         try:
             if units:
@@ -120,7 +120,7 @@ def run(plan: SweepPlan, workdir: Path, console: Console, execute: Executor, ret
             status = "KILLED"
             raise
         finally:
-            reason = follower.finish(status)
+            reason = follower.finish(status) if follower else None
             record.model_copy(update={"status": status}).write(plan.directory)
             table = collect(plan)
             write_runs(plan, table)
