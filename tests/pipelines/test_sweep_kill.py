@@ -42,14 +42,13 @@ def journal(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def wait_until_begun(process: subprocess.Popen[bytes], workdir: Path, num_before: int) -> None:
-    """Returns when a lane has taken a unit, or the sweep is over."""
+def wait_for_events(process: subprocess.Popen[bytes], workdir: Path, number: int) -> None:
+    """Returns when the journal has so many lines, of units that were taken and cells that were finished."""
     deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if sum(line["event"] == "start" for line in journal(workdir)) > num_before:
-            return
-        time.sleep(0.05)
-    assert process.poll() is not None, "nothing has begun in four minutes"
+    while len(journal(workdir)) < number:
+        assert process.poll() is None, "meant to be killed at work"
+        assert time.monotonic() < deadline, "nothing has happened in four minutes"
+        time.sleep(0.02)
 
 
 def wait_for_port(port: int) -> None:
@@ -67,10 +66,10 @@ def test_a_sweep_that_is_killed_three_times_finishes_every_cell_once(tmp_path: P
     workdir, luck = tmp_path / "sweep", random.Random(7)
     rows: dict[str, dict[str, Any]] = {}
     for _ in range(KILLS):
-        num_before = sum(line["event"] == "start" for line in journal(workdir))
+        num_before = len(journal(workdir))
         process = start(workdir, "--set", GRID, "--set", "lanes.num_lanes=1")
-        wait_until_begun(process, workdir, num_before)
-        time.sleep(luck.uniform(0, 5))
+        wait_for_events(process, workdir, num_before + luck.randint(2, 3))
+        time.sleep(luck.uniform(0, 1))
         assert process.poll() is None, "meant to be killed at work"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
