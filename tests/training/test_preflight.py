@@ -55,6 +55,7 @@ def test_workers_are_spread_where_there_is_room() -> None:
     assert reserve_cpus(4, [16.0] * 4) == (1.0, "SPREAD")
     assert reserve_cpus(8, [2.0] * 4) == (0.5, "SPREAD")
     assert reserve_cpus(2, [2.0]) == (0.5, "SPREAD")
+    assert reserve_cpus(26, [2.0, 3.0, 3.0]) == (0.25, "PACK")  # the small node is full before it has an equal share
     assert reserve_cpus(6, [2.0, 2.0]) == (0.5, "PACK")  # spread, two nodes would have half a CPU each
 
 

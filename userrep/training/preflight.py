@@ -59,8 +59,11 @@ def reserve_cpus(num_workers: int, node_cpus: list[float]) -> tuple[float, str]:
     if total < 2:
         raise ConfigError(f"the Ray cluster has {total:g} CPU, and training and its input need one each: give it 2")
     cpus = 1 / math.ceil(num_workers / (total - 1))
-    per_node = num_workers // len(node_cpus)  # of the node that gets the fewest
-    return cpus, "SPREAD" if max(node_cpus) - per_node * cpus >= 1 else "PACK"
+    left = num_workers
+    for place, free in enumerate(sorted(node_cpus)[:-1]):
+        left -= min(math.floor(free / cpus + 1e-9), left // (len(node_cpus) - place))
+    # What is left is what the largest node gets at the most: smaller ones may be full before they have an equal share.
+    return cpus, "SPREAD" if max(node_cpus) - left * cpus >= 1 - 1e-9 else "PACK"
 
 
 def check_gpus(num_workers: int, num_gpus: float, use_gpu: bool) -> None:
