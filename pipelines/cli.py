@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import sweep_cli
+from pipelines.options import DataOption, VerboseOption
 
 if TYPE_CHECKING:
     from pipelines.config import JobConfig
+    from pipelines.continual_config import ContinualJobConfig
     from pipelines.job import Job
 
 app = typer.Typer(
@@ -28,13 +30,9 @@ ConfigOption = Annotated[
 WorkdirOption = Annotated[
     Path, typer.Option("--workdir", "-w", help="Where tables, runs and the report go. Rerunning continues there.")
 ]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", "-d", help="Path of the raw data, for sources that read files.")
-]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")
 ]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's and MLflow's own messages.")]
 UriOption = Annotated[
     str | None,
     typer.Option(
@@ -145,9 +143,7 @@ def continual(
     if model:
         resolved = continued(resolved, model)
     if dry_run:
-        _print(resolved.model_dump(mode="json"))
-        for cell in resolved.cells(resolved.build_tasks()):
-            sys.stderr.write(f"{cell.label}, seed {cell.seed}: {' > '.join(cell.order)}\n")
+        _print_cells(resolved)
         return
     if not verbose:
         quiet_mlflow()
@@ -272,6 +268,12 @@ def _job(config: str, workdir: Path, data: Path | None, overrides: list[str] | N
     if not verbose:
         quiet_mlflow()
     return job
+
+
+def _print_cells(config: "ContinualJobConfig") -> None:
+    _print(config.model_dump(mode="json"))
+    for cell in config.cells(config.build_tasks()):
+        sys.stderr.write(f"{cell.label}, seed {cell.seed}: {' > '.join(cell.order)}\n")
 
 
 def _print(value: object) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.options import DataOption, VerboseOption
 from pipelines.sweep_schedule_cli import schedule
 from userrep.config import ConfigError
 
@@ -19,13 +20,9 @@ ConfigOption = Annotated[
 WorkdirOption = Annotated[
     Path, typer.Option("--workdir", "-w", help="Where data, cells and the report go. Rerunning continues there.")
 ]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", "-d", help="Path of the raw data, for sources that read files.")
-]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override, e.g. lanes.num_lanes=4. Repeatable.")
 ]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's and MLflow's own messages.")]
 FlopsOption = Annotated[
     float | None,
     typer.Option("--flops-per-s", min=1.0, help="Throughput of a lane; default: measured here, once per sweep."),
