@@ -119,9 +119,9 @@ def _is_text(type_: pa.DataType) -> bool:
 
 def _values(field: object) -> list[str]:
     if isinstance(field, Mapping):
-        field = field.values()
-    is_list = isinstance(field, Iterable) and not isinstance(field, str | bytes)
-    return [text for text in (item_text((value,)) for value in (field if is_list else (field,))) if text]
+        field = list(field.values())
+    entries = field if isinstance(field, Iterable) and not isinstance(field, str | bytes) else (field,)
+    return [text for text in (item_text((value,)) for value in entries) if text]
 
 
 def _first_text(values: Iterable[object]) -> str:
