@@ -17,8 +17,8 @@ def linear_cross_entropy(
     bias_V: torch.Tensor,
     labels_M: torch.Tensor,
     weight_M: torch.Tensor,
-) -> torch.Tensor:
-    """Sum over rows of weight * -log softmax(feature @ matrix.T + bias)[label], scalar float32 (float64 for float64).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted sum over rows of -log softmax(feature @ matrix.T + bias)[label].
 
     The forward pass computes the gradients too, chunk by chunk, so logits are made once and never kept. Products are of
     autocast's precision, softmax and sums of float32 at least.
@@ -31,8 +31,12 @@ def linear_cross_entropy(
         bias_V: output bias.
         labels_M: the tokens, int64.
         weight_M: of each row; without gradient.
+
+    Returns:
+        The sum, scalar float32 (float64 for float64 inputs), whose gradient may be taken once; and the rows' losses
+        without their weights (M,), without gradient.
     """
-    return _LinearCrossEntropy.apply(feature_MD, matrix_VD, bias_V, labels_M, weight_M)
+    return _LinearCrossEntropy.apply(feature_MD, matrix_VD, bias_V, labels_M, weight_M, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -44,42 +48,53 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor,
         labels_M: torch.Tensor,
         weight_M: torch.Tensor,
-    ) -> torch.Tensor:
+        with_gradients: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         device = feature_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix_VD.dtype
-        wide = torch.promote_types(dtype, torch.float32)
         with torch.autocast(device, enabled=False):
-            feature, matrix, bias, weight_M = (
-                feature_MD.to(dtype),
-                matrix_VD.to(dtype),
-                bias_V.to(wide),
-                weight_M.to(wide),
-            )
-            grad_feature, grad_bias = torch.empty_like(feature_MD), torch.zeros_like(bias)
-            grad_matrix = torch.zeros_like(matrix_VD)
-            loss, num_rows = bias.new_zeros(()), max(1, CHUNK_BYTES // (4 * len(bias)))
+            feature, matrix = feature_MD.to(dtype), matrix_VD.to(dtype)
+            bias_V = bias_V.to(torch.promote_types(dtype, torch.float32))
+            weight_M, loss_M = weight_M.to(bias_V.dtype), bias_V.new_empty(len(labels_M))
+            gradients = _Gradients(feature_MD, matrix_VD, bias_V) if with_gradients else None
+            num_rows = max(1, CHUNK_BYTES // (4 * len(bias_V)))
             for start in range(0, len(labels_M), num_rows):
                 rows = slice(start, start + num_rows)
-                label_m, weight_m1 = labels_M[rows, None], weight_M[rows, None]
-                logits_mV = (feature[rows] @ matrix.T).to(wide).add_(bias)
+                label_m1 = labels_M[rows, None]
+                logits_mV = (feature[rows] @ matrix.T).to(bias_V.dtype).add_(bias_V)
                 total_m1 = logits_mV.logsumexp(dim=1, keepdim=True)
-                loss += (weight_m1 * (total_m1 - logits_mV.gather(1, label_m))).sum()
-                grad_mV = logits_mV.sub_(total_m1).exp_().mul_(weight_m1)
-                grad_mV.scatter_add_(1, label_m, -weight_m1)
-                grad_bias += grad_mV.sum(dim=0)
-                grad_mV = grad_mV.to(dtype)
-                grad_feature[rows] = (grad_mV @ matrix).to(grad_feature.dtype)
-                if dtype == grad_matrix.dtype:
-                    grad_matrix.addmm_(grad_mV.T, feature[rows])
-                else:
-                    grad_matrix += grad_mV.T @ feature[rows]
-        ctx.save_for_backward(grad_feature, grad_matrix, grad_bias.to(bias_V.dtype))
-        return loss
+                loss_M[rows] = (total_m1 - logits_mV.gather(1, label_m1))[:, 0]
+                if gradients is not None:
+                    grad_mV = logits_mV.sub_(total_m1).exp_().mul_(weight_M[rows, None])
+                    grad_mV.scatter_add_(1, label_m1, -weight_M[rows, None])
+                    gradients.add(rows, grad_mV, feature, matrix)
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(loss_M)
+        return (weight_M * loss_M).sum(), loss_M
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
-        grad_feature, grad_matrix, grad_bias = ctx.saved_tensors
-        upstream = grads[0]
-        # In place where nobody else holds it: the matrix is the largest tensor of a step.
-        return grad_feature * upstream, grad_matrix.mul_(upstream), grad_bias * upstream, None, None
+        # Scaled in place and given away: that of the matrix is the largest tensor of a step.
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the gradient of linear_cross_entropy was taken before"
+        scaled = (gradients.feature_MD, gradients.matrix_VD, gradients.bias_V)
+        return *(gradient.mul_(grads[0]) for gradient in scaled), None, None, None
+
+
+class _Gradients:
+    """Of the sum with respect to features, matrix and bias, from pieces of d sum / d logits."""
+
+    def __init__(self, feature_MD: torch.Tensor, matrix_VD: torch.Tensor, bias_V: torch.Tensor) -> None:
+        self.feature_MD, self.matrix_VD = torch.empty_like(feature_MD), torch.zeros_like(matrix_VD)
+        self.bias_V = torch.zeros_like(bias_V)
+
+    def add(self, rows: slice, grad_mV: torch.Tensor, feature: torch.Tensor, matrix: torch.Tensor) -> None:
+        """Adds what some rows contribute; feature and matrix are what the logits were made of."""
+        self.bias_V += grad_mV.sum(dim=0)
+        grad_mV = grad_mV.to(matrix.dtype)
+        self.feature_MD[rows] = (grad_mV @ matrix).to(self.feature_MD.dtype)
+        if matrix.dtype == self.matrix_VD.dtype:
+            self.matrix_VD.addmm_(grad_mV.T, feature[rows])
+        else:
+            self.matrix_VD += grad_mV.T @ feature[rows]

@@ -6,6 +6,7 @@ Source: Li et al., "Text Is All You Need", KDD 2023 (arXiv 2305.13731, section 2
 Legend: `N` sequences, `P` tokens of all sequences, `M` masked tokens, `V` vocabulary, `D` width.
 """
 
+import math
 from typing import Literal, Self
 
 import torch
@@ -62,7 +63,13 @@ class LanguageModelHead(nn.Module):
 
 
 class Recformer(nn.Module):
-    """The encoder with its language model head."""
+    """The encoder with its language model head.
+
+    Attributes:
+        logit_scale: log of the inverse temperature, fixed.
+    """
+
+    logit_scale: torch.Tensor
 
     def __init__(self, config: RecformerConfig, vocab_size: int) -> None:
         """Random initialisation from torch's global generator."""
@@ -76,6 +83,8 @@ class Recformer(nn.Module):
         shape = (config.dim, config.num_heads, config.mlp_dim, config.window, config.norm_eps)
         self.layers = nn.ModuleList(LongformerLayer(*shape) for _ in range(config.num_layers))
         self.head = LanguageModelHead(config, vocab_size)
+        scale = torch.tensor(-math.log(config.temperature), dtype=torch.float64)
+        self.register_buffer("logit_scale", scale, persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=INIT_STD)

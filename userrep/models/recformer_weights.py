@@ -64,8 +64,8 @@ def load_backbone(name: str, config: RecformerConfig | None = None) -> Recformer
 
     Args:
         name: local folder or hub name of a Longformer, RoBERTa or BERT with its masked language model head.
-        config: window, limits and temperature; width, layers, heads, MLP and position offset are the backbone's. Default:
-            a window of 64, and as many tokens as the backbone knows positions, at most 1,024.
+        config: window, limits and temperature; width, layers, heads, MLP and position offset are the backbone's.
+            Default: a window of 64, and as many tokens as the backbone knows positions, at most 1,024.
 
     Raises:
         ConfigError: it cannot be loaded, is another kind of model, or knows fewer positions than max_tokens.
