@@ -187,8 +187,10 @@ class LongformerLayer(nn.Module):
         return torch.cat(parts)
 
     def _attention(self, query_NLD: torch.Tensor, key_NLD: torch.Tensor, value_NLD: torch.Tensor) -> torch.Tensor:
-        heads = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (query_NLD, key_NLD, value_NLD))
-        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (query_NLD, key_NLD, value_NLD)
+        )
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def _blocks(x_PAd: torch.Tensor, reach: int) -> torch.Tensor:
