@@ -31,6 +31,19 @@ def info_nce_oracle(
     return group_mean(both / 2, groups)
 
 
+def one_direction_oracle(
+    anchor: torch.Tensor,
+    positive: torch.Tensor,
+    log_scale: torch.Tensor,
+    column_bias: torch.Tensor,
+    keys: tuple[torch.Tensor, ...],
+    groups: torch.Tensor,
+) -> torch.Tensor:
+    """Anchors choose among positives, whose logits have a bias (G,)."""
+    logits = (log_scale.exp() * anchor @ positive.T + column_bias).masked_fill(excluded(keys, groups), -torch.inf)
+    return group_mean(F.cross_entropy(logits, torch.arange(len(anchor)), reduction="none"), groups)
+
+
 def sigmoid_oracle(
     anchor: torch.Tensor,
     positive: torch.Tensor,

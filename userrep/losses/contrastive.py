@@ -1,4 +1,4 @@
-"""Contrastive losses between two views of each user, over the users of all workers, in tiles.
+"""Contrastive losses between two views of each sample, over the samples of all workers, in tiles.
 
 The matrix of similarities is never stored: the forward pass adds up its tiles, the backward pass computes them again.
 A worker computes its own anchors against the positives of all workers; sums over a column are added up over the
@@ -8,7 +8,7 @@ mean over workers is the loss of the global batch; gradients follow the conventi
 Positives are kept out of the tiles and computed in float64 with all other vectors of length B or G; the tiles are
 float32, or float64 where the inputs are, whatever autocast says.
 
-Legend: `B` users on this worker, `G` users on all workers, `D` width, `R` and `C` rows and columns of a tile.
+Legend: `B` samples on this worker, `G` samples on all workers, `D` width, `R` and `C` rows and columns of a tile.
 """
 
 import math
@@ -26,6 +26,8 @@ MAX_LOGIT_SCALE = 100.0  # CLIP's clip: keeps the temperature >= 0.01
 # Up to this scale exp(logit) and sums of 10^6 of them, and their inverses, are normal float32 numbers without the usual
 # subtraction of a maximum, so one exponential serves rows and columns; beyond it the tile's exponential is float64.
 MAX_FLOAT32_SCALE = 60.0
+MAX_BIAS_SPREAD = 500.0  # between the biases of two columns; exp(-500 - 100) is a normal float64 number
+MAX_FLOAT32_SPREAD = 80.0  # likewise for scale + (largest - smallest column bias), which only makes numbers smaller
 TILE_SIZE = 512  # 1 MiB: a tile and its partner stay in the second-level cache (pipelines/records)
 
 
@@ -40,10 +42,14 @@ def info_nce(
     logit_scale: torch.Tensor,
     negatives: Negatives,
     tile_size: int = TILE_SIZE,
+    is_symmetric: bool = True,
+    column_bias_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(CE(anchor -> positives) + CE(positive -> anchors)) / 2, mean over the rows of a group, mean over groups.
 
-    Source: Radford et al. 2021 (arXiv 2103.00020, figure 3), as CLUE (arXiv 2111.11294) uses it.
+    Source: Radford et al. 2021 (arXiv 2103.00020, figure 3), as CLUE (arXiv 2111.11294) uses it; CE(anchor ->
+    positives) alone: Yao et al. 2021 (arXiv 2007.12865, equations 3 and 6); the bias: Yi et al. 2019 (RecSys,
+    "Sampling-bias-corrected neural modeling", equation 3 on).
     Differs: `negatives` may leave pairs out; the clip of the temperature acts on its logarithm.
 
     Args:
@@ -52,12 +58,21 @@ def info_nce(
         logit_scale: scalar log of the inverse temperature; used as min(exp(logit_scale), 100).
         negatives: which pairs are contrasted.
         tile_size: rows and columns of a tile, >= 1; of no influence but on speed and memory.
+        is_symmetric: whether positives choose among anchors too; otherwise the loss is CE(anchor -> positives).
+        column_bias_B: added to the logits of each positive with every anchor, the own one included; a constant without
+            gradient: -log p for positives that are drawn with probability p. CE(positive -> anchors) does not depend
+            on it. Default: none.
+
+    Raises:
+        ValueError: positives lack a bias, or a bias is not finite, or two are more than 500 apart.
 
     Returns:
         Scalar loss >= 0, float32 (float64 for float64 inputs); log(G) for representations that say nothing. Its
         gradient is exact where all workers pass the same gradient to it.
     """
-    return _run(_InfoNCE, anchor_BD, positive_BD, (clamp_logit_scale(logit_scale),), negatives, tile_size)
+    bias_G = None if column_bias_B is None else _gather_bias(column_bias_B, negatives)
+    scale = clamp_logit_scale(logit_scale)
+    return _run(_InfoNCE, anchor_BD, positive_BD, (scale,), negatives, tile_size, is_symmetric, bias_G)
 
 
 def sigmoid_loss(
@@ -87,6 +102,21 @@ def sigmoid_loss(
     return _run(_SigmoidLoss, anchor_BD, positive_BD, scalars, negatives, tile_size)
 
 
+def _gather_bias(bias_B: torch.Tensor, negatives: Negatives) -> torch.Tensor:
+    """Biases of the sorted columns less the largest one, which no softmax over a row sees: float64 (G,), <= 0."""
+    if bias_B.shape != negatives.row_order.shape:
+        raise ValueError(
+            f"column bias {tuple(bias_B.shape)} of {len(negatives.row_order)} positives: give each its one"
+        )
+    bias_G = all_gather(bias_B.detach().double(), negatives.sizes)[negatives.column_order]
+    low, high = bias_G.min(), bias_G.max()
+    if not high - low <= MAX_BIAS_SPREAD:  # nor is it so where one is not finite
+        raise ValueError(
+            f"column biases from {float(low)} to {float(high)}: at most {MAX_BIAS_SPREAD} apart (-log p needs p > 0)"
+        )
+    return bias_G - high
+
+
 def _run(
     loss: type[torch.autograd.Function],
     anchor_BD: torch.Tensor,
@@ -94,16 +124,19 @@ def _run(
     scalars: tuple[torch.Tensor, ...],
     negatives: Negatives,
     tile_size: int,
+    *options: Any,
 ) -> torch.Tensor:
     dtype = torch.float64 if anchor_BD.dtype == torch.float64 else torch.float32
     with torch.autocast(anchor_BD.device.type, enabled=False):
         anchor_BD, positive_GD = anchor_BD.to(dtype), all_gather(positive_BD.to(dtype), negatives.sizes)
         if negatives.num_groups > 1:
             anchor_BD, positive_GD = anchor_BD[negatives.row_order], positive_GD[negatives.column_order]
-        return loss.apply(anchor_BD, positive_GD, *scalars, negatives, tile_size)
+        return loss.apply(anchor_BD, positive_GD, *scalars, negatives, tile_size, *options)
 
 
 class _InfoNCE(torch.autograd.Function):
+    """A column's bias b enters the sums of rows alone, as the factor exp(b) of what the column adds to them."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -112,38 +145,58 @@ class _InfoNCE(torch.autograd.Function):
         scale: torch.Tensor,
         negatives: Negatives,
         tile_size: int,
+        is_symmetric: bool,
+        bias_G: torch.Tensor | None,
     ) -> torch.Tensor:
         column_B = negatives.positives_B()
         logit_B = _positive_logits(anchor_BD, positive_GD, column_B, scale)
         row_total_B, column_total_G = logit_B.exp(), logit_B.new_zeros(len(positive_GD))
         column_total_G[column_B] = row_total_B
-        for tile, exp_RC in _Tiles(anchor_BD, positive_GD, float(scale), negatives, tile_size).exponentials():
-            row_total_B[tile.rows.span] += exp_RC.sum(dim=1)
-            column_total_G[tile.columns.span] += exp_RC.sum(dim=0)
-        sum_over_ranks(column_total_G)
-        ctx.save_for_backward(anchor_BD, positive_GD, scale, logit_B, row_total_B, column_total_G)
-        ctx.negatives, ctx.tile_size = negatives, tile_size
-        loss_B = (row_total_B.log() + column_total_G[column_B].log()) / 2 - logit_B
-        return (negatives.weights()[0] * loss_B).sum().to(anchor_BD.dtype)
+        if bias_G is not None:
+            row_total_B = row_total_B * bias_G[column_B].exp()
+        tiles = _Tiles(anchor_BD, positive_GD, float(scale), negatives, tile_size, bias_G)
+        for tile, exp_RC in tiles.exponentials():
+            if bias_G is None:
+                row_total_B[tile.rows.span] += exp_RC.sum(dim=1)
+            else:
+                row_total_B[tile.rows.span] += exp_RC @ tiles.factor_G[tile.columns.span]
+            if is_symmetric:
+                column_total_G[tile.columns.span] += exp_RC.sum(dim=0)
+        loss_B = row_total_B.log() if bias_G is None else row_total_B.log() - bias_G[column_B]
+        if is_symmetric:
+            sum_over_ranks(column_total_G)
+            loss_B = (loss_B + column_total_G[column_B].log()) / 2
+        ctx.save_for_backward(anchor_BD, positive_GD, scale, logit_B, row_total_B, column_total_G, bias_G)
+        ctx.negatives, ctx.tile_size, ctx.is_symmetric = negatives, tile_size, is_symmetric
+        return (negatives.weights()[0] * (loss_B - logit_B)).sum().to(anchor_BD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
-        anchor_BD, positive_GD, scale, logit_B, row_total_B, column_total_G = ctx.saved_tensors
+        anchor_BD, positive_GD, scale, logit_B, row_total_B, column_total_G, bias_G = ctx.saved_tensors
         row_weight_B, column_weight_G = ctx.negatives.weights()
-        row_B, column_G = row_weight_B / row_total_B / 2, column_weight_G / column_total_G / 2
+        num_directions = 1 + ctx.is_symmetric
+        row_B = row_weight_B / row_total_B / num_directions
+        column_G = column_weight_G / column_total_G / 2 if ctx.is_symmetric else torch.zeros_like(column_weight_G)
         column_B = ctx.negatives.positives_B()
+        own_row_B = row_B if bias_G is None else row_B * bias_G[column_B].exp()
         gradients = _Gradients(anchor_BD, positive_GD)
-        gradients.add_positives(column_B, logit_B.exp() * (row_B + column_G[column_B]) - row_weight_B)
-        tiles = _Tiles(anchor_BD, positive_GD, float(scale), ctx.negatives, ctx.tile_size)
-        # d loss / d logit is exp(logit) (row + column): one exponential serves both directions.
+        gradients.add_positives(column_B, logit_B.exp() * (own_row_B + column_G[column_B]) - row_weight_B)
+        tiles = _Tiles(anchor_BD, positive_GD, float(scale), ctx.negatives, ctx.tile_size, bias_G)
+        # d loss / d logit is exp(logit) (row exp(bias) + column): one exponential serves both directions.
         row_B, column_G = row_B.to(tiles.exp_dtype), column_G.to(tiles.exp_dtype)
         factor = torch.empty(tiles.size**2, dtype=tiles.exp_dtype, device=scale.device)
         for tile, exp_RC in tiles.exponentials():
-            factor_RC = factor[: exp_RC.numel()].view_as(exp_RC)
-            torch.add(row_B[tile.rows.span, None], column_G[tile.columns.span], out=factor_RC)
+            factor_RC, row_R1 = factor[: exp_RC.numel()].view_as(exp_RC), row_B[tile.rows.span, None]
+            if bias_G is not None:
+                column_C = column_G[tile.columns.span]
+                torch.addcmul(column_C, row_R1, tiles.factor_G[tile.columns.span], out=factor_RC)
+            elif ctx.is_symmetric:
+                torch.add(row_R1, column_G[tile.columns.span], out=factor_RC)
+            else:
+                factor_RC = row_R1
             gradients.add_tile(tile, exp_RC.mul_(factor_RC).to(anchor_BD.dtype))
-        return *gradients.of_inputs(scale, grads[0]), None, None
+        return *gradients.of_inputs(scale, grads[0]), None, None, None, None
 
 
 class _SigmoidLoss(torch.autograd.Function):
@@ -195,11 +248,20 @@ class _Tiles:
     """Tiles of scale * anchor @ positive.T, one after another in the same memory."""
 
     def __init__(
-        self, anchor_BD: torch.Tensor, positive_GD: torch.Tensor, scale: float, negatives: Negatives, size: int
+        self,
+        anchor_BD: torch.Tensor,
+        positive_GD: torch.Tensor,
+        scale: float,
+        negatives: Negatives,
+        size: int,
+        bias_G: torch.Tensor | None = None,
     ) -> None:
         self._scaled_BD, self._positive_GD, self._negatives = anchor_BD * scale, positive_GD, negatives
         self.size = min(size, len(positive_GD))
-        self.exp_dtype = torch.float64 if scale > MAX_FLOAT32_SCALE else anchor_BD.dtype
+        bias_G = anchor_BD.new_zeros(1) if bias_G is None else bias_G
+        is_wide = scale > MAX_FLOAT32_SCALE or scale - float(bias_G.min()) > MAX_FLOAT32_SPREAD
+        self.exp_dtype = torch.float64 if is_wide else anchor_BD.dtype
+        self.factor_G = bias_G.exp().to(self.exp_dtype)
 
     def logits(self) -> Iterator[tuple[Tile, torch.Tensor]]:
         """Every tile with its logits, which are the reader's until the next tile."""
