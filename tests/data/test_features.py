@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from userrep.data.features import FeatureConfig, ItemFeatures, RaggedFeature, ValueCounts, Vocabulary, merge_features
+from userrep.data.features import ItemFeatures, RaggedFeature
 from userrep.data.item_text import parse_attributes
 from userrep.data.split import id_keys
+from userrep.data.vocabulary import FeatureConfig, ValueCounts
 
 CONFIGS = (
     FeatureConfig(name="id", kind="id"),
@@ -65,13 +66,6 @@ def test_values_are_encoded_by_kind() -> None:
     assert {*brands["c"], *brands["d"]} <= {1, 2}
 
 
-def test_unknown_values_go_to_the_bucket_of_their_text() -> None:
-    vocabulary = Vocabulary(FeatureConfig(name="x", kind="multi_hot", num_buckets=7), ("known",))
-    found = vocabulary.encode([f"value {n}" for n in range(200)], vocabulary.ids())
-    assert sorted(found) == list(range(1, 8))
-    assert vocabulary.encode(["value 3"], vocabulary.ids()) == vocabulary.encode(["value 3"], vocabulary.ids())
-
-
 def test_features_survive_a_directory(tmp_path: Path) -> None:
     items = encoded()
     items.save(tmp_path)
@@ -84,29 +78,14 @@ def test_features_survive_a_directory(tmp_path: Path) -> None:
             assert np.array_equal(getattr(actual, name), getattr(expected, name))
 
 
-def test_parts_join_to_the_whole_and_the_first_of_equal_items_counts() -> None:
-    whole, names = encoded(), list(TEXTS)
-    parts = [
-        ItemFeatures.of([names[n] for n in chosen], [attributes()[n] for n in chosen], whole.vocabularies)
-        for chosen in ([3, 0], [], [1, 2])
-    ]
-    changed = ItemFeatures.of(["b", "b"], [[], attributes()[0]], whole.vocabularies)
-    joined = merge_features([*parts, changed])
-    assert np.array_equal(joined.keys, whole.keys)
-    for actual, expected in zip(joined.features, whole.features, strict=True):
-        assert np.array_equal(actual.values, expected.values)
-        assert np.array_equal(actual.offsets, expected.offsets)
-    assert len(changed) == 1
-    assert len(changed.features[1].values) == 0
-
-
-def test_counts_of_parts_are_the_counts_of_all() -> None:
-    whole, one, other = (ValueCounts(CONFIGS) for _ in range(3))
-    whole.add(TEXTS, attributes())
-    one.add(list(TEXTS)[2:], attributes()[2:])
-    other.add(list(TEXTS)[:2], attributes()[:2])
-    one.merge(other.counts)
-    assert one.vocabularies() == whole.vocabularies()
+def test_of_equal_items_the_first_one_counts() -> None:
+    whole = encoded()
+    table = whole.to_table()
+    mixed = pa.concat_tables([table.slice(2), table.slice(0, 2), table.slice(1, 3)])
+    assert ItemFeatures.from_table(mixed, whole.vocabularies).to_table() == table
+    twice = ItemFeatures.of(["b", "b"], [[], attributes()[0]], whole.vocabularies)
+    assert len(twice) == 1
+    assert len(twice.features[1].values) == 0
 
 
 def test_unknown_items_are_an_error() -> None:
@@ -114,29 +93,6 @@ def test_unknown_items_are_an_error() -> None:
     assert np.array_equal(items.rows(items.keys.view(np.int64)[::-1]), [3, 2, 1, 0])
     with pytest.raises(ValueError, match="1 of 2 items are not among the 4 with features"):
         items.rows(np.array([items.keys[0], 5], dtype=np.uint64))
-
-
-@pytest.mark.parametrize("value", ["cheap", "nan", "inf"])
-def test_dense_values_are_numbers(value: str) -> None:
-    counts = ValueCounts(CONFIGS[4:])
-    counts.add(["a"], [[("price", [value])]])
-    with pytest.raises(ValueError, match="dense feature price"):
-        counts.vocabularies()
-
-
-def test_equal_dense_values_are_zero() -> None:
-    counts = ValueCounts(CONFIGS[4:])
-    counts.add(["a", "b"], [[("price", ["3"])]] * 2)
-    (vocabulary,) = counts.vocabularies()
-    assert vocabulary.encode(["3"], {}) == [0.0]
-
-
-def test_features_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="leave no id"):
-        FeatureConfig(name="x", kind="id", vocabulary_size=0, num_buckets=0)
-    for configs in ((), CONFIGS[:1] * 2, (FeatureConfig(name="item_key", kind="id"),)):
-        with pytest.raises(ValueError, match="each name once"):
-            ValueCounts(configs)
 
 
 def test_ragged_values_are_taken_and_kept() -> None:

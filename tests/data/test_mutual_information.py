@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from userrep.data.features import FeatureConfig, ItemFeatures, ValueCounts, Vocabulary, raw_values
+from userrep.data.features import ItemFeatures
 from userrep.data.mutual_information import MutualInformation
+from userrep.data.vocabulary import FeatureConfig, ValueCounts, Vocabulary, raw_values
 
 CONFIGS = (
     FeatureConfig(name="id", kind="id"),

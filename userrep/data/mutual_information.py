@@ -15,7 +15,8 @@ from itertools import combinations
 import numpy as np
 
 from userrep.data.batch import gather_ranges
-from userrep.data.features import ItemFeatures, RaggedFeature, Vocabulary
+from userrep.data.features import ItemFeatures, RaggedFeature
+from userrep.data.vocabulary import Vocabulary
 
 MISSING = 0  # code of no value; codes of values start at 1
 MAX_VALUES = 255  # of an item and feature; further ones are left out here, so that the divisor m n fits its bits
