@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from userrep.data.features import ItemFeatures, RaggedFeature
+from userrep.data.features import ItemFeatures, RaggedFeature, concat_features
 from userrep.data.item_text import parse_attributes
 from userrep.data.split import id_keys
 from userrep.data.vocabulary import FeatureConfig, ValueCounts
@@ -100,5 +100,8 @@ def test_ragged_values_are_taken_and_kept() -> None:
     taken = feature.take(np.array([2, 1, 2]))
     assert taken.values.tolist() == [2, 3, 4, 5, 2, 3, 4, 5]
     assert taken.offsets.tolist() == [0, 4, 4, 8]
+    joined = concat_features([[feature], [taken]])[0]
+    assert joined.values.tolist() == feature.values.tolist() + taken.values.tolist()
+    assert joined.offsets.tolist() == [0, 2, 2, 6, 10, 10, 14]
     kept = feature.keep(np.array([0, 0, 1, 0, 1, 1], dtype=bool))
     assert (kept.values.tolist(), kept.offsets.tolist()) == ([2, 4, 5], [0, 0, 0, 3])

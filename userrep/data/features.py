@@ -47,6 +47,20 @@ class RaggedFeature:
         return RaggedFeature(self.values[is_kept_V], before[self.offsets])
 
 
+def concat_features(parts: Sequence[Sequence[RaggedFeature]]) -> tuple[RaggedFeature, ...]:
+    """Features of the items of several parts, one part after another.
+
+    Args:
+        parts: at least one, each with K features.
+    """
+    joined = []
+    for columns in zip(*parts, strict=True):
+        lengths = np.concatenate([np.diff(column.offsets) for column in columns])
+        values = np.concatenate([column.values for column in columns])
+        joined.append(RaggedFeature(values, np.concatenate([[0], np.cumsum(lengths)])))
+    return tuple(joined)
+
+
 @dataclass(frozen=True)
 class ItemFeatures:
     """Features of all items of a corpus.
