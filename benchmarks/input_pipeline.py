@@ -37,7 +37,7 @@ from userrep.data.views import ViewConfig, ViewKind
 from userrep.models.clue import ClueConfig
 from userrep.training.launch import train
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig, WorkersConfig
+from userrep.training.settings import CluePretraining, WorkersConfig
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 CORES = 2
@@ -180,7 +180,7 @@ class CpuMonitor:
             self._samples.append((time.time(), sum(self._by_process.values()), machine))
 
 
-def measure_training(config: PretrainConfig, shards: Path, run_dir: Path, num_workers: int) -> dict[str, Any]:
+def measure_training(config: CluePretraining, shards: Path, run_dir: Path, num_workers: int) -> dict[str, Any]:
     """One run of the training loop; the steps after the warm-up count.
 
     Returns:
@@ -215,7 +215,7 @@ def compare_workers(report: Report, arguments: argparse.Namespace, shards: Path,
     model = ClueConfig(
         dim=arguments.dim, item_layers=arguments.layers, service_layers=arguments.layers, num_heads=4, mlp_ratio=4
     )
-    config = PretrainConfig(
+    config = CluePretraining(
         model=model,
         views=ViewConfig(kinds=(arguments.views,)),
         augment=HARD,

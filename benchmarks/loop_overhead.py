@@ -21,17 +21,16 @@ from rich.table import Table
 from benchmarks.harness import MAX_OTHERS, Report
 from benchmarks.input_pipeline import CORES, HARD, CpuMonitor, make_shards, two_cores
 from userrep.data.views import ViewConfig
-from userrep.manifest import read_manifest
 from userrep.models.clue import ClueConfig
 from userrep.training.checkpoint_writer import CheckpointWriter
 from userrep.training.fence import start_attempt, take_over
 from userrep.training.follower import Follower
 from userrep.training.launch import train
-from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, set_learning_rates
 from userrep.training.run_record import RunRecord
-from userrep.training.settings import PretrainConfig, WorkersConfig, open_training_stream
+from userrep.training.settings import CluePretraining, WorkersConfig, open_training_stream
+from userrep.training.systems import build_state
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 MAX_OVERHEAD = 1.1  # time from step to step, over that of the bare loop
@@ -39,12 +38,11 @@ WARM_UP_STEPS = 3
 STALLS = 5  # checkpoints of each kind
 
 
-def bare_loop(shards: Path, config: PretrainConfig, threads: int) -> list[tuple[float, float]]:
+def bare_loop(shards: Path, config: CluePretraining, threads: int) -> list[tuple[float, float]]:
     """What one would write without this package, on batches that are there already: start and end of every step."""
     torch.set_num_threads(threads)
-    manifest = read_manifest(shards)
     batches = list(open_training_stream(shards, config).batches())
-    state = build_state(config, manifest, shards)
+    state = build_state(config, shards)
     objective, times = ClueObjective(state.model, loss=config.loss), []
     for step, batch in enumerate(batches):
         started = time.time()
@@ -58,7 +56,7 @@ def bare_loop(shards: Path, config: PretrainConfig, threads: int) -> list[tuple[
     return times
 
 
-def measure_bare(config: PretrainConfig, shards: Path, threads: int) -> dict[str, Any]:
+def measure_bare(config: CluePretraining, shards: Path, threads: int) -> dict[str, Any]:
     """Seconds per step of the bare loop after its warm-up."""
     with CpuMonitor() as monitor:
         times = ray.get(ray.remote(num_cpus=1)(bare_loop).remote(shards, config, threads))
@@ -67,7 +65,7 @@ def measure_bare(config: PretrainConfig, shards: Path, threads: int) -> dict[str
     return {"step_s": (stop - start) / (len(times) - WARM_UP_STEPS), "others": _others(monitor, start, stop)}
 
 
-def measure_real(config: PretrainConfig, shards: Path, run_dir: Path, threads: int) -> dict[str, Any]:
+def measure_real(config: CluePretraining, shards: Path, run_dir: Path, threads: int) -> dict[str, Any]:
     """Seconds from step to step of the real loop after its warm-up, and what they are made of.
 
     Returns:
@@ -103,7 +101,7 @@ def _others(monitor: CpuMonitor, start: float, stop: float) -> float:
 
 
 def compare_loops(
-    report: Report, arguments: argparse.Namespace, config: PretrainConfig, shards: Path, directory: Path
+    report: Report, arguments: argparse.Namespace, config: CluePretraining, shards: Path, directory: Path
 ) -> None:
     """Alternating runs of both loops, and the verdict."""
     table = Table(title=f"{config.global_batch_size} users, D={config.model.dim}, {arguments.threads} threads: ms")
@@ -132,9 +130,9 @@ def compare_loops(
     )
 
 
-def compare_checkpoints(report: Report, config: PretrainConfig, shards: Path, directory: Path) -> None:
+def compare_checkpoints(report: Report, config: CluePretraining, shards: Path, directory: Path) -> None:
     """How long a step stands still for a checkpoint that it writes, and for one that is written behind it."""
-    state = build_state(config, read_manifest(shards), shards)
+    state = build_state(config, shards)
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()  # now the optimizer has its state
@@ -179,7 +177,7 @@ def main() -> None:
     """Runs the measurements and prints them."""
     arguments = parse_arguments()
     report = Report("loop_overhead", arguments.json, ("ray", "pyarrow"))
-    config = PretrainConfig(
+    config = CluePretraining(
         model=ClueConfig(
             dim=arguments.dim, item_layers=arguments.layers, service_layers=arguments.layers, num_heads=4, mlp_ratio=4
         ),

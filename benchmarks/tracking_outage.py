@@ -35,7 +35,7 @@ from userrep.training.follower import DRAIN_S
 from userrep.training.launch import train
 from userrep.training.replay import find_run, send_run
 from userrep.training.run_record import RunRecord
-from userrep.training.settings import PretrainConfig, WorkersConfig
+from userrep.training.settings import CluePretraining, WorkersConfig
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 NUM_STEPS, AWAY_FROM, AWAY_UNTIL = 100, 10, 80
@@ -63,7 +63,7 @@ def measure_run(name: str, shards: Path, workdir: Path, arguments: argparse.Name
         point to the end (`end_s`); the fewest points that a metric of a step has in MLflow when the run has ended, and
         after `userrep sync-tracking`; `others`: share of the cores that processes of others used.
     """
-    config = PretrainConfig(
+    config = CluePretraining(
         model=ClueConfig(dim=arguments.dim),
         global_batch_size=arguments.batch_size,
         num_steps=NUM_STEPS,

@@ -33,7 +33,7 @@ from userrep.data.tokenizer import TokenizeConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.encoding import MemoryConfig
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig, WorkersConfig
+from userrep.training.settings import CluePretraining, WorkersConfig
 
 LEDGER = "chaos.jsonl"
 NUM_WORKERS = 2
@@ -47,7 +47,7 @@ def chaos_config() -> JobConfig:
         source=SyntheticSource(num_users=4000, num_items=1000),
         ingest=IngestConfig(num_shards=2, row_group_size=256),
         tokenize=TokenizeConfig(vocab_size=512),
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             model=ClueConfig(dim=16, num_heads=2, item_layers=2, service_layers=2),
             augment=AugmentConfig(cut="random", min_keep=0.5, max_events=32, token_drop=0.1),
             optim=OptimConfig(bag_steps=4),

@@ -15,7 +15,7 @@ from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
 from userrep.schema import task_column
 from userrep.training.cells import TaskTraining
-from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides
+from userrep.training.settings import CluePretraining, WorkersConfig, check_batch_divides
 
 
 class EvaluateConfig(Config):
@@ -76,7 +76,7 @@ class JobConfig(Config):
     source: SourceConfig = SyntheticSource()
     ingest: IngestConfig = IngestConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
-    pretrain: PretrainConfig = PretrainConfig()
+    pretrain: CluePretraining = CluePretraining()
     workers: WorkersConfig = WorkersConfig()
     teach: TeachConfig = TeachConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -32,7 +32,7 @@ from userrep.training.cell_evaluation import CellEvaluation
 from userrep.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Snapshot, restore_snapshot
 from userrep.training.fence import Attempt
 from userrep.training.optim import decay_start
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 from userrep.training.state import TrainState
 from userrep.training.tracking import SPOOL_NAME, MetricSpool
 from userrep.training.trunk import Hooks, Progress, run_trunk
@@ -65,7 +65,7 @@ class UnitRun:
     rows: dict[str, dict[str, Any]]
     model_share: float
     directory: Path
-    config: PretrainConfig
+    config: CluePretraining
     shards: Path
     attempt: Attempt | None
     peak_flops_per_s: float
@@ -224,7 +224,7 @@ def save_fork(directory: Path, state: TrainState, progress: Progress, attempt: A
         attempt.check()
 
 
-def restore_fork(directory: Path, state: TrainState, shortest: int, config: PretrainConfig) -> Progress | None:
+def restore_fork(directory: Path, state: TrainState, shortest: int, config: CluePretraining) -> Progress | None:
     """Restores a trunk; None, and the state as it was, where the checkpoint is damaged or of no use.
 
     Args:

@@ -18,13 +18,13 @@ from pipelines.sweep_cell import UnitRun, is_finished, peak_flops_per_s, run_uni
 from pipelines.sweep_plan import SweepPlan, Unit, planned_row
 from pipelines.sweep_queue import FAILURE_NAME
 from userrep.config import ConfigError
-from userrep.manifest import read_manifest, write_json
+from userrep.manifest import write_json
 from userrep.scaling.grid import PlannedCell
 from userrep.training.cell_evaluation import CellEvaluation
 from userrep.training.fence import start_attempt, take_over
-from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.state import NonFiniteLossError
+from userrep.training.systems import build_state
 
 POLL_INTERVAL_S = 2.0
 
@@ -130,7 +130,7 @@ def _run(plan: SweepPlan, planned: PlannedCell) -> None:
     device = torch.device("cuda" if lanes.use_gpu else "cpu")
     directory = plan.cell_directory(cell.cell_id)
     directory.mkdir(parents=True, exist_ok=True)
-    state = build_state(config, read_manifest(plan.shards), plan.shards)
+    state = build_state(config, plan.shards)
     state.model.to(device)
     take_over(directory, cell.cell_id)
     unit = UnitRun(

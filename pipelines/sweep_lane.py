@@ -18,14 +18,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from pipelines.sweep_cell import UnitRun, peak_flops_per_s, run_unit
 from pipelines.sweep_config import LanesConfig, SweepConfig
 from userrep.losses.gather import rank, world_size
-from userrep.manifest import read_manifest
 from userrep.scaling.grid import Cell
 from userrep.training.cell_evaluation import CellEvaluation
 from userrep.training.fence import Attempt, start_attempt, take_over
-from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 from userrep.training.state import NonFiniteLossError
+from userrep.training.systems import build_state
 
 COLLECTIVE_TIMEOUT_S = 3600  # others wait while the first measures; what hangs is ended by the time-out of its unit
 MAX_STARTS = 10  # of a lane for which the cluster has no room; each takes a minute
@@ -107,9 +106,9 @@ def _run(
 ) -> None:
     queue, lane, directory = settings["queue"], settings["lane"], Path(settings["directory"])
     cells = tuple(Cell.parse(cell["cell"]) for cell in unit["cells"])
-    config, shards = PretrainConfig.parse(unit["config"]), Path(settings["shards"])
+    config, shards = CluePretraining.parse(unit["config"]), Path(settings["shards"])
     trunk = directory / "trunks" / unit["trunk_id"]
-    state = build_state(config, read_manifest(shards), shards)
+    state = build_state(config, shards)
     state.model.to(device)
     objective = ray.train.torch.prepare_model(
         ClueObjective(state.model, 0, config.loss, lanes.memory, config.precision)

@@ -18,11 +18,11 @@ from userrep.config import Config, ConfigError, digest_json
 from userrep.manifest import read_manifest, write_json
 from userrep.scaling.grid import Cell, PlannedCell, SweepBase, plan_cells
 from userrep.scaling.workload import TableWorkloads, read_samples
-from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import decay_start
-from userrep.training.settings import PretrainConfig, open_training_stream
+from userrep.training.settings import CluePretraining, open_training_stream
 from userrep.training.state import train_step
+from userrep.training.systems import build_state
 
 SWEEP = "sweep"  # directory of a sweep in its working directory
 THROUGHPUT_NAME = "throughput.json"
@@ -118,7 +118,7 @@ class SweepPlan:
         parameters = unit.cells[-1].parameters["non_embedding"]
         return throughput.seconds(parameters, self.flops_of(unit)) + EVALUATION_S * len(unit.cells)
 
-    def pretrain_config(self, cell: Cell) -> PretrainConfig:
+    def pretrain_config(self, cell: Cell) -> CluePretraining:
         """Config of the run of a cell."""
         return self.config.job.pretrain.with_overrides(cell.overrides())
 
@@ -251,7 +251,7 @@ def _measure(plan: SweepPlan, planned: PlannedCell) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(lanes.threads)
     try:
-        state = build_state(config, read_manifest(plan.shards), plan.shards)
+        state = build_state(config, plan.shards)
         state.model.to("cuda" if lanes.use_gpu else "cpu")
         objective = ClueObjective(state.model, 0, config.loss, lanes.memory, config.precision)
         ends: list[float] = []

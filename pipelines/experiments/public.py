@@ -11,7 +11,7 @@ from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.objective import LossConfig
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 
 DATA = Path("data")  # replaced by --data
 
@@ -21,7 +21,7 @@ def parquet() -> JobConfig:
     return JobConfig(
         name="parquet",
         source=ParquetSource(path=DATA),
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             views=ViewConfig(kinds=("time",)),
             augment=AugmentConfig(cut="random", max_events=12, token_drop=0.25),
             optim=OptimConfig(bag_steps=400),
@@ -39,7 +39,7 @@ def yelp2019() -> JobConfig:
     return JobConfig(
         name="yelp2019",
         source=ParquetSource(path=DATA, text_columns=("title", "categories")),
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             model=ClueConfig(token_std=0.1, temperature_init=0.12),
             views=ViewConfig(kinds=("service", "mixed")),
             augment=AugmentConfig(cut="random", min_keep=0.3, max_events=12, token_drop=0.1),
@@ -59,7 +59,7 @@ def amazon2014() -> JobConfig:
     return JobConfig(
         name="amazon2014",
         source=ParquetSource(path=DATA, text_columns=("title|keywords", "categories", "brand")),
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             views=ViewConfig(kinds=("time",)),
             augment=AugmentConfig(cut="random", max_events=12, token_drop=0.25),
             optim=OptimConfig(learning_rate=1e-3, bag_steps=400),
@@ -78,7 +78,7 @@ def ml1m() -> JobConfig:
         name="ml1m",
         source=ParquetSource(path=DATA, text_columns=("title", "year", "genres")),
         ingest=IngestConfig(row_group_size=256, split=SplitConfig(validation=0.1, test=0.1)),
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             model=ClueConfig(dim=64),
             views=ViewConfig(kinds=("time",)),
             augment=AugmentConfig(cut="random", min_keep=0.3, max_events=32, token_drop=0.1),

@@ -9,7 +9,7 @@ from userrep.scaling.grid import Center, GridConfig
 from userrep.scaling.rules import LadderConfig, PowerRule, RateRule
 from userrep.training.cell_evaluation import EvaluationConfig
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 
 OPTIM = OptimConfig(schedule="wsd", warmup_steps=20)
 SYNTHETIC_RATES = RateRule(
@@ -53,7 +53,7 @@ def sweep_synthetic() -> SweepConfig:
     job = JobConfig(
         name="sweep_synthetic",
         source=SyntheticSource(num_users=100_000),
-        pretrain=PretrainConfig(augment=AugmentConfig(cut="random", max_events=16), optim=OPTIM),
+        pretrain=CluePretraining(augment=AugmentConfig(cut="random", max_events=16), optim=OPTIM),
     )
     return SweepConfig(
         name="sweep_synthetic",

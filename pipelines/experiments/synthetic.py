@@ -9,7 +9,7 @@ from userrep.data.tokenizer import TokenizeConfig
 from userrep.models.clue import ClueConfig
 from userrep.training.cells import TaskTraining
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 
 
 def demo() -> JobConfig:
@@ -19,7 +19,7 @@ def demo() -> JobConfig:
     """
     return JobConfig(
         name="demo",
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             model=ClueConfig(dim=64),
             augment=AugmentConfig(cut="random", min_keep=0.3, max_events=16),
             optim=OptimConfig(learning_rate=1e-3, bag_steps=150),
@@ -48,7 +48,7 @@ def smoke() -> JobConfig:
         source=SyntheticSource(num_users=1500),
         ingest=IngestConfig(num_shards=4, row_group_size=256),
         tokenize=TokenizeConfig(vocab_size=1024),
-        pretrain=PretrainConfig(
+        pretrain=CluePretraining(
             model=ClueConfig(dim=16, num_heads=2),
             augment=AugmentConfig(max_events=16),
             optim=OptimConfig(bag_steps=5),

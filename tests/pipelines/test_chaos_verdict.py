@@ -18,7 +18,7 @@ from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.training.ledger import LEDGER_NAME
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 from userrep.training.state import TrainState, train_step
 
 NUM_STEPS = 12
@@ -130,7 +130,7 @@ def test_recovery_is_the_longest_time_without_a_new_step() -> None:
     assert recovery_s([], fault_ms=0) == 0
 
 
-CONFIG = PretrainConfig(views=ViewConfig(kinds=("time",)), global_batch_size=4, num_steps=11, seed=3)
+CONFIG = CluePretraining(views=ViewConfig(kinds=("time",)), global_batch_size=4, num_steps=11, seed=3)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def trained_on(shards: Path, config: PretrainConfig) -> Outcome:
+def trained_on(shards: Path, config: CluePretraining) -> Outcome:
     """The ledger of a small model that was trained on the batches of the plan."""
     torch.manual_seed(0)
     model, optim = BagOfTokens(1000, 4), OptimConfig()

@@ -17,7 +17,7 @@ from userrep.scaling.grid import Cell, Center, GridConfig, PlannedCell, SweepBas
 from userrep.scaling.ladder import make_rung
 from userrep.scaling.rules import LadderConfig
 from userrep.scaling.workload import Workload
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 
 LADDER = LadderConfig()
 AVAILABLE = 10**6
@@ -216,7 +216,7 @@ def test_rates_and_seeds_multiply_the_cells() -> None:
 def test_a_cell_is_a_pretraining_config() -> None:
     for planned in plan(STAR):
         cell = planned.cell
-        config = PretrainConfig().with_overrides(cell.overrides())
+        config = CluePretraining().with_overrides(cell.overrides())
         assert config.model == cell.model
         assert config.views.max_events == config.augment.max_events == cell.max_events
         assert (config.global_batch_size, config.num_steps) == (cell.global_batch_size, cell.num_steps)

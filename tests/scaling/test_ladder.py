@@ -22,7 +22,7 @@ from userrep.scaling.ladder import (
 from userrep.scaling.rules import BatchRule, DurationRule, LadderConfig, PowerRule, RateRule
 from userrep.training.encoding import ChunkPlan, encode
 from userrep.training.optim import OptimConfig
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 
 HALF_DECADES = [10**exponent for exponent in np.arange(4, 9.1, 0.5).tolist()]
 BATCH = HistoryBatch(
@@ -74,7 +74,7 @@ def test_everything_grows_with_the_size() -> None:
 
 
 def test_the_defaults_at_the_reference_are_those_of_training() -> None:
-    optim, pretrain = OptimConfig(), PretrainConfig()
+    optim, pretrain = OptimConfig(), CluePretraining()
     rates = derive_learning_rates(pretrain.model.dim, pretrain.global_batch_size, RateRule())
     assert [rate.value for rate in rates] == [optim.learning_rate, optim.embedding_learning_rate]
     assert derive_batch_size(BatchRule().reference_parameters, BatchRule()).value == pretrain.global_batch_size

@@ -23,7 +23,7 @@ from userrep.config import ConfigError
 from userrep.data.augment import AugmentConfig
 from userrep.data.tokenizer import IDF_NAME
 from userrep.data.views import ViewConfig
-from userrep.manifest import Manifest, read_manifest, write_manifest
+from userrep.manifest import Manifest, write_manifest
 from userrep.models.clue import ClueConfig
 from userrep.training import loop
 from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, STATE_FILE, list_checkpoints, restore_checkpoint
@@ -31,22 +31,22 @@ from userrep.training.encoding import MemoryConfig
 from userrep.training.fence import ATTEMPT_NAME, StaleAttemptError, take_over
 from userrep.training.launch import TrainingError, train
 from userrep.training.ledger import LEDGER_NAME, read_ledger
-from userrep.training.loop import build_state
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig
 from userrep.training.settings import (
+    CluePretraining,
     MixConfig,
-    PretrainConfig,
     WorkersConfig,
     check_batch_divides,
     open_training_stream,
 )
 from userrep.training.state import TrainState, train_step
+from userrep.training.systems import build_state
 
 VOCAB_SIZE = 1010
 NUM_STEPS = 14
 RESTART_LIMIT_S = 60  # assumption: the start of a worker group takes less, on a busy machine too
-CONFIG = PretrainConfig(
+CONFIG = CluePretraining(
     model=ClueConfig(dim=8, num_heads=2),
     views=ViewConfig(kinds=("service",), max_events=6),
     augment=AugmentConfig(cut="random", min_keep=0.5, max_events=6, token_drop=0.2),
@@ -98,10 +98,10 @@ def workers(num_workers: int | tuple[int, int] = 1, max_failures: int = 3) -> Wo
     )
 
 
-def undisturbed(shards: Path, config: PretrainConfig = CONFIG) -> tuple[TrainState, list[str], list[float]]:
+def undisturbed(shards: Path, config: CluePretraining = CONFIG) -> tuple[TrainState, list[str], list[float]]:
     """State, batch hashes and losses of the run, without Ray."""
     torch.set_num_threads(1)
-    state = build_state(config, read_manifest(shards), shards)
+    state = build_state(config, shards)
     objective = ClueObjective(state.model, config.optim.bag_steps, config.loss, MemoryConfig(budget_mib=64))
     hashes, losses = [], []
     for batch in open_training_stream(shards, config).batches():
@@ -111,7 +111,7 @@ def undisturbed(shards: Path, config: PretrainConfig = CONFIG) -> tuple[TrainSta
 
 
 def final_state(run_dir: Path, shards: Path) -> TrainState:
-    state = build_state(CONFIG, read_manifest(shards), shards)
+    state = build_state(CONFIG, shards)
     restore_checkpoint(list_checkpoints(run_dir / CHECKPOINTS)[-1], state)
     return state
 

@@ -13,7 +13,7 @@ from userrep.data.plan import Coverage
 from userrep.data.stream import open_stream, read_shard_sets
 from userrep.data.views import ViewConfig
 from userrep.manifest import Manifest, write_manifest
-from userrep.training.settings import PretrainConfig, open_training_stream
+from userrep.training.settings import CluePretraining, open_training_stream
 
 VIEWS = ViewConfig(kinds=("service",))
 
@@ -25,8 +25,8 @@ def write_table(directory: Path, num_users: int, digest: str = "1" * 64) -> Path
     return directory
 
 
-def mixture(shards: Path, weight: float) -> PretrainConfig:
-    config = PretrainConfig(views=VIEWS, global_batch_size=6, num_steps=9)
+def mixture(shards: Path, weight: float) -> CluePretraining:
+    config = CluePretraining(views=VIEWS, global_batch_size=6, num_steps=9)
     return config.with_overrides([f"mix=[{{shards: {shards}, weight: {weight}}}]"])
 
 
@@ -44,13 +44,13 @@ def test_shards_are_found_from_where_the_command_is_issued(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     config = mixture(Path("other"), 1)
     assert config.mix[0].shards == tmp_path / "other"
-    assert PretrainConfig.parse(config.model_dump(mode="json")) == config
+    assert CluePretraining.parse(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", ".inf", ".nan"])
 def test_a_weight_that_means_nothing_is_refused(weight: str) -> None:
     with pytest.raises(ConfigError, match=r"mix\.0\.weight"):
-        PretrainConfig().with_overrides([f"mix=[{{shards: x, weight: {weight}}}]"])
+        CluePretraining().with_overrides([f"mix=[{{shards: x, weight: {weight}}}]"])
 
 
 def test_a_mixture_that_cannot_be_trained_on_is_an_error_of_the_config(tmp_path: Path) -> None:

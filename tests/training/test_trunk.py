@@ -16,12 +16,12 @@ from userrep.models.clue import Clue, ClueConfig
 from userrep.training.checkpoint import Snapshot, restore_snapshot
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer, decay_start, learning_rate_factor
-from userrep.training.settings import PretrainConfig
+from userrep.training.settings import CluePretraining
 from userrep.training.state import TrainState
 from userrep.training.trunk import Hooks, Progress, run_trunk
 
 VOCAB = 1000
-CONFIG = PretrainConfig(
+CONFIG = CluePretraining(
     model=ClueConfig(dim=8, num_heads=2),
     views=ViewConfig(kinds=("time",), max_events=5),
     augment=AugmentConfig(cut="random", max_events=4),

@@ -31,7 +31,7 @@ class Cell(Config):
     global_batch_size: int = Field(ge=2)
     num_steps: int = Field(ge=1)
     max_events: int = Field(ge=1)  # history length: most events of a view
-    user_share: float = Field(default=1.0, gt=0, le=1)  # of the training samples, `PretrainConfig.user_share`
+    user_share: float = Field(default=1.0, gt=0, le=1)  # of the training samples, `CluePretraining.user_share`
     learning_rate: float = Field(gt=0)
     embedding_learning_rate: float = Field(gt=0)
     seed: int = 0

@@ -14,8 +14,7 @@ import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 
 from userrep.data.stream import TrainingStream, execution_options
-from userrep.manifest import Manifest, read_manifest
-from userrep.models.clue import Clue, count_parameters
+from userrep.models.clue import count_parameters
 from userrep.training import loop
 from userrep.training.checkpoint import CHECKPOINTS, checkpoint_step, latest_checkpoint, recover_checkpoint
 from userrep.training.fence import Attempt, StaleAttemptError, last_failure, patiently, start_attempt, take_over
@@ -28,6 +27,7 @@ from userrep.training.preflight import (
     reserve_cpus,
 )
 from userrep.training.settings import PretrainConfig, WorkersConfig, check_batch_divides, open_training_stream
+from userrep.training.systems import open_system
 
 RAY_DIR = "ray"  # in the run directory; what Ray Train insists on writing
 START_FAILURES = 10  # each after a minute in which the cluster had no room for the workers
@@ -55,7 +55,7 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
     if checkpoint_step(latest_checkpoint(run_dir / CHECKPOINTS)) == config.num_steps:
         return
     stream = open_training_stream(shards, config)
-    resources = _preflight(stream.directories, run_dir, config, workers, read_manifest(shards))
+    resources = _preflight(stream.directories, run_dir, config, workers)
     job = uuid.uuid4().hex
     patiently(lambda: take_over(run_dir, job))
     for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"):
@@ -117,12 +117,12 @@ def _make_trainer(
 
 
 def _preflight(
-    sources: tuple[Path, ...], run_dir: Path, config: PretrainConfig, workers: WorkersConfig, manifest: Manifest
+    sources: tuple[Path, ...], run_dir: Path, config: PretrainConfig, workers: WorkersConfig
 ) -> dict[str, Any]:
     """Refuses what cannot run here. Returns what each worker reserves, as arguments of `ScalingConfig`."""
     fewest, most = workers.bounds
     with torch.device("meta"):
-        num_parameters = count_parameters(Clue(config.model, manifest.facts["vocab_size"]))["total"]
+        num_parameters = count_parameters(open_system(config, sources[0]).build_model())["total"]
     nodes = inspect_nodes(run_dir, sources)
     check_storage(run_dir, sources, nodes)
     check_gpus(fewest, ray.cluster_resources().get("GPU", 0), workers.use_gpu)

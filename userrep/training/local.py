@@ -12,7 +12,7 @@ from userrep.models.clue import Clue
 from userrep.training.encoding import Encoder
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig, build_optimizer
-from userrep.training.settings import PretrainConfig, open_training_stream
+from userrep.training.settings import CluePretraining, open_training_stream
 from userrep.training.state import TrainState, train_step
 
 Progress = Callable[[int, int, int], None]  # steps done, steps in all, users done
@@ -22,7 +22,7 @@ BAG_OPTIM = OptimConfig(learning_rate=1e-3, embedding_learning_rate=5e-3)
 
 
 def train_bag_of_tokens(
-    shards: Path, config: PretrainConfig, num_steps: int, dim: int, progress: Progress
+    shards: Path, config: CluePretraining, num_steps: int, dim: int, progress: Progress
 ) -> BagOfTokens:
     """The bag-of-tokens baseline after `num_steps` steps on the batches of the encoder's run."""
     torch.manual_seed(config.seed)
@@ -31,7 +31,7 @@ def train_bag_of_tokens(
     return model.eval()
 
 
-def train_without_blocks(shards: Path, config: PretrainConfig, progress: Progress) -> Clue:
+def train_without_blocks(shards: Path, config: CluePretraining, progress: Progress) -> Clue:
     """The encoder of the run with its transformer blocks taken out, and everything else, its length too, unchanged."""
     torch.manual_seed(config.seed)
     shape = config.model.model_copy(update={"item_layers": 0, "service_layers": 0})
@@ -44,7 +44,7 @@ def train_without_blocks(shards: Path, config: PretrainConfig, progress: Progres
 def _train(
     model: Encoder,
     shards: Path,
-    config: PretrainConfig,
+    config: CluePretraining,
     optim: OptimConfig,
     num_steps: int,
     progress: Progress,

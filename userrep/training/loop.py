@@ -23,20 +23,15 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from userrep.data.batch import UserBatch, from_table
-from userrep.data.pool import Pool, load_pool
-from userrep.data.tokenizer import read_idf
 from userrep.losses.gather import rank, world_size
-from userrep.manifest import Manifest, read_manifest
-from userrep.models.clue import Clue
 from userrep.training.checkpoint import CHECKPOINTS, restore_checkpoint
 from userrep.training.fence import Attempt, current_attempt, patiently
-from userrep.training.objective import ClueObjective
-from userrep.training.optim import build_optimizer
 from userrep.training.recorder import Recorder, evidence_path, write_evidence
 from userrep.training.settings import PretrainConfig, WorkersConfig
 from userrep.training.state import NonFiniteLossError, TrainState, train_step
+from userrep.training.system import System, Validate
+from userrep.training.systems import build_state, open_system, parse_pretraining
 from userrep.training.tracking import SPOOL_NAME
-from userrep.training.validation import validate
 
 logger = logging.getLogger("ray.train.userrep")  # below Ray Train's logger, which writes to the run's log files
 
@@ -62,23 +57,22 @@ def train_worker(settings: dict[str, Any]) -> str | None:
 
 
 def _work(settings: dict[str, Any], attempt: Attempt) -> str | None:
-    config, workers = PretrainConfig.parse(settings["config"]), WorkersConfig.parse(settings["workers"])
+    config, workers = parse_pretraining(settings["config"]), WorkersConfig.parse(settings["workers"])
     shards, run_dir = Path(settings["shards"]), attempt.run_dir
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
-    manifest = read_manifest(shards)
-    state = build_state(config, manifest, shards)
+    system, state = open_system(config, shards), build_state(config, shards)
     if attempt.checkpoint is not None:
         restore_checkpoint(run_dir / CHECKPOINTS / attempt.checkpoint, state)
     if state.step == config.num_steps:  # the attempt before was lost after its last checkpoint
         return None
-    pool = load_pool(shards, manifest.facts["shards"], config.views, "validation", config.pool_size)
+    validate = system.load_validation()
     recorder = None
     if rank() == 0:
         checkpoints, spool = run_dir / CHECKPOINTS, run_dir / SPOOL_NAME
         recorder = Recorder(attempt, checkpoints, spool, settings["config"], config.keep_checkpoints, state.step)
     try:
-        _take_steps(config, workers, state, pool, recorder)
+        _take_steps(config, workers, system, state, validate, recorder)
     except NonFiniteLossError as error:  # the same steps would lead to it again
         if rank() == 0:
             patiently(partial(write_evidence, attempt, error))
@@ -89,13 +83,16 @@ def _work(settings: dict[str, Any], attempt: Attempt) -> str | None:
 
 
 def _take_steps(
-    config: PretrainConfig, workers: WorkersConfig, state: TrainState, pool: Pool, recorder: Recorder | None
+    config: PretrainConfig,
+    workers: WorkersConfig,
+    system: System,
+    state: TrainState[Any],
+    validate: Validate,
+    recorder: Recorder | None,
 ) -> None:
-    clue = ClueObjective(state.model, config.optim.bag_steps, config.loss, workers.memory, config.precision)
+    bare = system.build_objective(state.model, workers.memory)
     objective = ray.train.torch.prepare_model(
-        clue,
-        # Blocks that the first steps leave out have no gradient there.
-        parallel_strategy_kwargs={"find_unused_parameters": config.optim.bag_steps > 0},
+        bare, parallel_strategy_kwargs={"find_unused_parameters": system.has_idle_parameters}
     )
     patient_group = _patient_group() if world_size() > 1 else None
     is_first, notice, watchdog = True, _Notice(), _Watchdog(workers.timeout_s)
@@ -107,7 +104,7 @@ def _take_steps(
         metrics = train_step(objective, state, batch, config.optim, config.num_steps)
         ended = time.perf_counter()
         if is_first:
-            logger.info("%s, chunks of %d", clue.describe(), metrics["train/chunk_size"])
+            logger.info("%s", bare.describe())
             if world_size() > 1:
                 _set_pg_timeout(timedelta(seconds=workers.timeout_s))
         watchdog.saw(ended - (started if is_first else waiting_since))
@@ -119,7 +116,7 @@ def _take_steps(
         is_validated = state.step == config.num_steps or state.step % config.validate_every == 0
         if is_validated:
             _end_after(START_TIMEOUT_S)
-            metrics |= validate(state.model, pool)
+            metrics |= validate(state.model)
         is_new_notice = notice.look(state.time_s)
         if recorder is not None:
             recorder.record(state, metrics, is_urgent=is_new_notice)
@@ -191,10 +188,3 @@ def _end_after(seconds: float) -> None:
     """Ends this process with all its stacks in the log, unless it is called again before."""
     # In C, so it also works where Python does not get to run; 2 is what Ray keeps as the worker's error log.
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
-
-
-def build_state(config: PretrainConfig, manifest: Manifest, shards: Path) -> TrainState:
-    """A freshly initialised model and optimizer; the same numbers in every process for the same seed."""
-    torch.manual_seed(config.seed)
-    model = Clue(config.model, manifest.facts["vocab_size"], torch.from_numpy(read_idf(shards)))
-    return TrainState(model=model, optimizer=build_optimizer(model, config.optim), seed=config.seed)

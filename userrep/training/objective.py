@@ -5,7 +5,6 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
 
 from userrep.config import Config
 from userrep.data.batch import UserBatch
@@ -14,6 +13,7 @@ from userrep.losses.gather import world_size
 from userrep.losses.negatives import Negatives
 from userrep.models.cost import StepShape
 from userrep.training.encoding import ChunkPlan, Encoder, MemoryConfig, MemoryPlanner, encode, encoded_twice
+from userrep.training.system import Objective
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -30,7 +30,7 @@ class LossConfig(Config):
     tile_size: int = Field(default=TILE_SIZE, ge=1)  # speed and memory only
 
 
-class ClueObjective(nn.Module):
+class ClueObjective(Objective):
     """Contrastive loss of the two views of a batch of users.
 
     The first `bag_steps` steps leave the transformer blocks out: they start as the identity, so the run starts with a

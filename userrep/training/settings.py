@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -30,13 +30,11 @@ class MixConfig(Config):
 
 
 class PretrainConfig(Config):
-    """One pretraining run."""
+    """One pretraining run: what all systems have in common. `system` says which one it is."""
 
-    model: ClueConfig = ClueConfig()
     views: ViewConfig = ViewConfig()
     augment: AugmentConfig = AugmentConfig()
     mix: tuple[MixConfig, ...] = ()  # validation users and document frequencies are those of the job's own shards
-    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     global_batch_size: int = Field(default=512, ge=2)  # users per optimizer step, over all workers
     num_steps: int = Field(default=300, ge=1)
@@ -49,12 +47,20 @@ class PretrainConfig(Config):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _mixed_views_are_cut_at_random(self) -> Self:
+    def _views_suit_their_use(self) -> Self:
         if "mixed" in self.views.kinds and (self.views.kinds[0] == "mixed" or self.augment.cut != "random"):
             raise ValueError(
                 "`mixed` views are for training: put another kind first in views.kinds, set augment.cut=random"
             )
         return self
+
+
+class CluePretraining(PretrainConfig):
+    """CLUE: two views of a user attract (`models/clue.py`)."""
+
+    system: Literal["clue"] = "clue"
+    model: ClueConfig = ClueConfig()
+    loss: LossConfig = LossConfig()
 
 
 class WorkersConfig(Config):

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch import nn
 from userrep.data.batch import UserBatch
 from userrep.losses.contrastive import MAX_LOGIT_SCALE
 from userrep.losses.gather import all_gather, rank
-from userrep.training.encoding import Encoder
 from userrep.training.objective import user_keys
 from userrep.training.optim import OptimConfig, learning_rate_factor, set_learning_rates
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -35,7 +36,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Model]):
     """Progress of a run: all that a resumed run needs, on any number of workers.
 
     The learning rate and the position in the plan are functions of `step`. So is the state of torch's random generator
@@ -44,7 +45,8 @@ class TrainState:
     numbers as before and new ranks draw their own.
 
     Attributes:
-        model: the module whose parameters are trained, without any data-parallel wrapper.
+        model: the module whose parameters are trained, without any data-parallel wrapper. Its `logit_scale`, the log
+            of an inverse temperature, is a parameter or a buffer.
         optimizer: over the parameters of `model`.
         seed: of everything that is drawn in a step.
         step: optimizer steps taken.
@@ -54,7 +56,7 @@ class TrainState:
             on what is due; no part of the progress.
     """
 
-    model: Encoder
+    model: Model
     optimizer: torch.optim.AdamW
     seed: int = 0
     step: int = 0
@@ -73,7 +75,7 @@ class TrainState:
 
 
 def train_step(
-    objective: nn.Module, state: TrainState, batch: UserBatch, config: OptimConfig, num_steps: int
+    objective: nn.Module, state: TrainState[Any], batch: UserBatch, config: OptimConfig, num_steps: int
 ) -> dict[str, float]:
     """Takes one optimizer step on a global batch. A collective over all workers.
 
