@@ -51,7 +51,12 @@ def test_towers_equal_a_loop_over_items_and_values() -> None:
             else:
                 vectors = encode(model.embed(make_values()))
             (vectors * torch.arange(12.0).double().view(3, 4)).sum().backward()
-            results.append((vectors.detach(), [p.grad for p in model.embeddings.parameters() if p.grad is not None and p.grad.any()]))
+            results.append(
+                (
+                    vectors.detach(),
+                    [p.grad for p in model.embeddings.parameters() if p.grad is not None and p.grad.any()],
+                )
+            )
         torch.testing.assert_close(results[0], results[1])
 
 
