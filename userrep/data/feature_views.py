@@ -115,8 +115,9 @@ def draw_views(
     first_K, second_K = draw_masks(config, information_KK, seed, step)
     features = tuple(feature.take(rows_N) for feature in items.features)
     is_multi_K = [vocabulary.config.kind in MULTI_VALUED for vocabulary in items.vocabularies]
+    draws: tuple[tuple[np.ndarray, Purpose], ...] = ((first_K, "first values"), (second_K, "second values"))
     views = []
-    for is_masked_K, purpose in ((first_K, "first values"), (second_K, "second values")):
+    for is_masked_K, purpose in draws:
         luck_seed = draw_seed(seed, step, purpose)
         view = []
         for number, feature in enumerate(features):

@@ -6,6 +6,7 @@ holds the vocabularies and the features, which every training worker holds as we
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +87,7 @@ def mutual_information(blocks: Sequence[Block], vocabularies: tuple[Vocabulary, 
 def _run_blocks(run: Callable[[list[str], list[Attributes]], pa.Table], blocks: Sequence[Block]) -> Iterator[pa.Table]:
     """Results of all blocks in any order, each with its number in a column `block`."""
 
-    def task(row: dict[str, np.ndarray]) -> pa.Table:
+    def task(row: dict[str, Any]) -> pa.Table:
         number = int(row["id"][0])
         file, group = blocks[number]
         items = pq.ParquetFile(file).read_row_group(group, ["item_id", "text"], use_threads=False)

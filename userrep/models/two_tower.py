@@ -94,8 +94,9 @@ class TwoTower(nn.Module):
         if not tables:
             raise ValueError("a two-tower model without features: name at least one")
         self.config, self.dim = config, config.hidden_dims[-1]
-        self.embeddings = nn.ModuleList(FeatureEmbedding(table) for table in tables)
-        input_dim = sum(embedding.dim for embedding in self.embeddings)
+        embeddings = [FeatureEmbedding(table) for table in tables]
+        self.embeddings = nn.ModuleList(embeddings)
+        input_dim = sum(embedding.dim for embedding in embeddings)
         self.query_tower = _tower(input_dim, config.hidden_dims)
         self.item_tower = self.query_tower if config.shares_towers else _tower(input_dim, config.hidden_dims)
         log_scale = torch.tensor(-math.log(config.temperature))
