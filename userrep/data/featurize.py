@@ -87,7 +87,7 @@ def mutual_information(blocks: Sequence[Block], vocabularies: tuple[Vocabulary, 
 def _run_blocks(run: Callable[[list[str], list[Attributes]], pa.Table], blocks: Sequence[Block]) -> Iterator[pa.Table]:
     """Results of all blocks in any order, each with its number in a column `block`."""
 
-    def task(row: dict[str, Any]) -> pa.Table:
+    def task(row: Any) -> pa.Table:
         number = int(row["id"][0])
         file, group = blocks[number]
         items = pq.ParquetFile(file).read_row_group(group, ["item_id", "text"], use_threads=False)
