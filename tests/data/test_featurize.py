@@ -10,7 +10,7 @@ import pytest
 from tests.data.test_mutual_information import CONFIGS, draw_items, vocabularies_of
 from userrep import schema
 from userrep.data.features import ItemFeatures
-from userrep.data.featurize import count_values, encode_items, item_blocks, mutual_information
+from userrep.data.featurize import featurize, item_blocks
 from userrep.data.item_text import format_attributes
 from userrep.data.mutual_information import MutualInformation
 
@@ -35,12 +35,11 @@ def test_passes_give_what_one_process_computes(tmp_path: Path) -> None:
     information = MutualInformation(expected)
     information.add(items)
 
-    blocks = item_blocks(tmp_path)
-    vocabularies = count_values(blocks, CONFIGS).vocabularies()
-    assert len(blocks) == 4
-    assert vocabularies == expected
-    assert encode_items(blocks, vocabularies).to_table() == items.to_table()
-    assert np.array_equal(mutual_information(blocks, vocabularies), information.result())
+    assert len(item_blocks(tmp_path)) == 4
+    found, found_information = featurize(tmp_path, CONFIGS)
+    assert found.vocabularies == expected
+    assert found.to_table() == items.to_table()
+    assert np.array_equal(found_information, information.result())
 
 
 def test_no_items_are_an_error(tmp_path: Path) -> None:

@@ -22,6 +22,21 @@ from userrep.data.vocabulary import Attributes, FeatureConfig, ValueCounts, Voca
 Block = tuple[str, int]  # Parquet file and row group
 
 
+def featurize(directory: Path, configs: Sequence[FeatureConfig]) -> tuple[ItemFeatures, np.ndarray]:
+    """Features of all items of an ingested table, and the mutual information of these features, float64 (K, K).
+
+    Args:
+        directory: of the table; its items are read three times, and never held as text.
+        configs: the features; vocabularies are those of these items.
+
+    Raises:
+        ValueError: there is no item, or the features do not suit the items.
+    """
+    blocks = item_blocks(directory)
+    vocabularies = count_values(blocks, configs).vocabularies()
+    return encode_items(blocks, vocabularies), mutual_information(blocks, vocabularies)
+
+
 def item_blocks(directory: Path) -> list[Block]:
     """Row groups of the items of an ingested table, in the order of its parts.
 
