@@ -145,27 +145,3 @@ def _collect(field: object, words: list[str]) -> None:
             _collect(value, words)
     else:
         words.extend(str(field).split())
-
-
-def parse_attributes(text: str) -> list[tuple[str, list[str]]]:
-    """Attributes of an item whose text has one line per attribute: key TAB value TAB value ...
-
-    Args:
-        text: as `format_attributes` writes it, or plain text without a tab, which is one value without a key ("").
-
-    Returns:
-        (key, values) in the order of the text; empty for an empty text.
-    """
-    lines = (line.split("\t") for line in text.split("\n") if line)
-    return [(line[0], line[1:]) if len(line) > 1 else ("", line) for line in lines]
-
-
-def format_attributes(attributes: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Inverse of `parse_attributes`; whitespace in keys and values becomes single spaces, empty ones leave no trace."""
-    lines = []
-    for key, values in attributes:
-        fields = [" ".join(value.split()) for value in values]
-        fields = [field for field in fields if field]
-        if fields:
-            lines.append("\t".join(([" ".join(key.split())] if key else []) + fields))
-    return "\n".join(lines)
