@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from userrep.data.feature_vocabulary import FeatureConfig, ValueCounts
 from userrep.data.features import ItemFeatures, RaggedFeature, concat_features
 from userrep.data.item_text import parse_attributes
 from userrep.data.split import id_keys
-from userrep.data.vocabulary import FeatureConfig, ValueCounts
 
 CONFIGS = (
     FeatureConfig(name="id", kind="id"),

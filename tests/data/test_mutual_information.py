@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from userrep.data.feature_vocabulary import FeatureConfig, FeatureVocabulary, ValueCounts, raw_values
 from userrep.data.features import ItemFeatures
 from userrep.data.mutual_information import MutualInformation
-from userrep.data.vocabulary import FeatureConfig, ValueCounts, Vocabulary, raw_values
 
 CONFIGS = (
     FeatureConfig(name="id", kind="id"),
@@ -47,7 +47,7 @@ def naive(ids: list[str], attributes: list[list[tuple[str, list[str]]]]) -> np.n
     return matrix
 
 
-def vocabularies_of(ids: list[str], attributes: list[list[tuple[str, list[str]]]]) -> tuple[Vocabulary, ...]:
+def vocabularies_of(ids: list[str], attributes: list[list[tuple[str, list[str]]]]) -> tuple[FeatureVocabulary, ...]:
     counts = ValueCounts(CONFIGS)
     counts.add(ids, attributes)
     return counts.vocabularies()
@@ -99,6 +99,6 @@ def test_what_cannot_be_counted_is_refused() -> None:
     ids, attributes = draw_items(5)
     with pytest.raises(ValueError, match="no item was counted"):
         MutualInformation(vocabularies_of(ids, attributes)).result()
-    huge = Vocabulary(FeatureConfig(name="x", kind="id", num_buckets=1 << 24))
+    huge = FeatureVocabulary(FeatureConfig(name="x", kind="id", num_buckets=1 << 24))
     with pytest.raises(ValueError, match="lower vocabulary_size"):
         MutualInformation((huge, huge))

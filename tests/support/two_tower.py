@@ -5,9 +5,9 @@ import pyarrow as pa
 import torch
 
 from userrep.data.batch import UserBatch
+from userrep.data.feature_vocabulary import FeatureConfig, ValueCounts
 from userrep.data.features import ItemFeatures
 from userrep.data.split import id_keys
-from userrep.data.vocabulary import FeatureConfig, ValueCounts
 from userrep.models.two_tower import TwoTower, TwoTowerConfig
 from userrep.training.two_tower_encoding import build_two_tower
 

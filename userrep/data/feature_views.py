@@ -17,9 +17,9 @@ import numpy as np
 from pydantic import Field
 
 from userrep.config import Config
+from userrep.data.feature_vocabulary import MULTI_VALUED
 from userrep.data.features import ItemFeatures, RaggedFeature
 from userrep.data.split import mix, unit_interval
-from userrep.data.vocabulary import MULTI_VALUED
 
 Purpose = Literal["items", "masks", "first values", "second values", "supervised"]
 PURPOSES: tuple[Purpose, ...] = ("items", "masks", "first values", "second values", "supervised")

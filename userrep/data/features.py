@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from userrep.data.batch import gather_ranges
+from userrep.data.feature_vocabulary import KEY_COLUMN, Attributes, FeatureConfig, FeatureVocabulary, raw_values
 from userrep.data.split import id_keys
-from userrep.data.vocabulary import KEY_COLUMN, Attributes, FeatureConfig, Vocabulary, raw_values
 
 VALUES_FILE, VOCABULARY_FILE = "features.parquet", "vocabulary.json"
 
@@ -72,12 +72,12 @@ class ItemFeatures:
     """
 
     keys: np.ndarray
-    vocabularies: tuple[Vocabulary, ...]
+    vocabularies: tuple[FeatureVocabulary, ...]
     features: tuple[RaggedFeature, ...]
 
     @classmethod
     def of(
-        cls, item_ids: Sequence[str], attributes: Iterable[Attributes], vocabularies: tuple[Vocabulary, ...]
+        cls, item_ids: Sequence[str], attributes: Iterable[Attributes], vocabularies: tuple[FeatureVocabulary, ...]
     ) -> "ItemFeatures":
         """Encodes items; of several with one id the first one counts."""
         keys, first = np.unique(id_keys(pa.array(item_ids, type=pa.string())), return_index=True)
@@ -119,7 +119,7 @@ class ItemFeatures:
         return pa.table([self.keys, *columns], names=[KEY_COLUMN, *names])
 
     @classmethod
-    def from_table(cls, table: pa.Table, vocabularies: tuple[Vocabulary, ...]) -> Self:
+    def from_table(cls, table: pa.Table, vocabularies: tuple[FeatureVocabulary, ...]) -> Self:
         """Inverse of `to_table`; rows may come in any order, and of several with one key the first one counts."""
         keys, first = np.unique(table[KEY_COLUMN].to_numpy(), return_index=True)
         lists = (table[vocabulary.config.name].combine_chunks() for vocabulary in vocabularies)
@@ -140,12 +140,13 @@ class ItemFeatures:
         """Inverse of `save`."""
         described = json.loads((directory / VOCABULARY_FILE).read_text(encoding="utf-8"))
         vocabularies = tuple(
-            Vocabulary(FeatureConfig.parse(v["config"]), tuple(v["values"]), v["mean"], v["std"]) for v in described
+            FeatureVocabulary(FeatureConfig.parse(v["config"]), tuple(v["values"]), v["mean"], v["std"])
+            for v in described
         )
         return cls.from_table(pq.read_table(directory / VALUES_FILE), vocabularies)
 
 
-def _ragged(column: Sequence[Sequence[float]], vocabulary: Vocabulary) -> RaggedFeature:
+def _ragged(column: Sequence[Sequence[float]], vocabulary: FeatureVocabulary) -> RaggedFeature:
     dtype = np.float32 if vocabulary.config.kind == "dense" else np.int32
     lengths = np.fromiter((len(values) for values in column), dtype=np.int64, count=len(column))
     flat = np.fromiter((value for values in column for value in values), dtype=dtype, count=int(lengths.sum()))

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from userrep.data.feature_vocabulary import Attributes, FeatureConfig, FeatureVocabulary, ValueCounts
 from userrep.data.features import ItemFeatures
 from userrep.data.item_text import parse_attributes
 from userrep.data.mutual_information import MutualInformation
 from userrep.data.parse import ITEMS
-from userrep.data.vocabulary import Attributes, FeatureConfig, ValueCounts, Vocabulary
 
 Block = tuple[str, int]  # Parquet file and row group
 
@@ -70,7 +70,7 @@ def count_values(blocks: Sequence[Block], configs: Sequence[FeatureConfig]) -> V
     return total
 
 
-def encode_items(blocks: Sequence[Block], vocabularies: tuple[Vocabulary, ...]) -> ItemFeatures:
+def encode_items(blocks: Sequence[Block], vocabularies: tuple[FeatureVocabulary, ...]) -> ItemFeatures:
     """Features of all items; of several with one id the first one counts."""
 
     def run(ids: list[str], attributes: list[Attributes]) -> pa.Table:
@@ -80,7 +80,7 @@ def encode_items(blocks: Sequence[Block], vocabularies: tuple[Vocabulary, ...]) 
     return ItemFeatures.from_table(pa.concat_tables([tables[block] for block in sorted(tables)]), vocabularies)
 
 
-def mutual_information(blocks: Sequence[Block], vocabularies: tuple[Vocabulary, ...]) -> np.ndarray:
+def mutual_information(blocks: Sequence[Block], vocabularies: tuple[FeatureVocabulary, ...]) -> np.ndarray:
     """Mutual information of all pairs of features in one pass, float64 (K, K); see `MutualInformation.result`."""
     names = ("pair", "code", "count")
 

@@ -15,8 +15,8 @@ from itertools import combinations
 import numpy as np
 
 from userrep.data.batch import gather_ranges
+from userrep.data.feature_vocabulary import FeatureVocabulary
 from userrep.data.features import ItemFeatures, RaggedFeature
-from userrep.data.vocabulary import Vocabulary
 
 MISSING = 0  # code of no value; codes of values start at 1
 MAX_VALUES = 255  # of an item and feature; further ones are left out here, so that the divisor m n fits its bits
@@ -32,7 +32,7 @@ class MutualInformation:
     however the items are dealt to parts.
     """
 
-    def __init__(self, vocabularies: tuple[Vocabulary, ...]) -> None:
+    def __init__(self, vocabularies: tuple[FeatureVocabulary, ...]) -> None:
         """Raises: ValueError where two features have more values than a 64-bit code tells apart."""
         self._sizes = [_num_codes(vocabulary) for vocabulary in vocabularies]
         self._pairs = list(combinations(range(len(vocabularies)), 2))
@@ -74,7 +74,7 @@ class MutualInformation:
         return matrix_KK
 
 
-def _num_codes(vocabulary: Vocabulary) -> int:
+def _num_codes(vocabulary: FeatureVocabulary) -> int:
     return 1 + (DENSE_BINS if vocabulary.config.kind == "dense" else vocabulary.num_ids)
 
 

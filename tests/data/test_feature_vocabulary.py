@@ -3,11 +3,11 @@
 import pytest
 
 from tests.data.test_features import CONFIGS, TEXTS, attributes
-from userrep.data.vocabulary import FeatureConfig, ValueCounts, Vocabulary
+from userrep.data.feature_vocabulary import FeatureConfig, FeatureVocabulary, ValueCounts
 
 
 def test_unknown_values_go_to_the_bucket_of_their_text() -> None:
-    vocabulary = Vocabulary(FeatureConfig(name="x", kind="multi_hot", num_buckets=7), ("known",))
+    vocabulary = FeatureVocabulary(FeatureConfig(name="x", kind="multi_hot", num_buckets=7), ("known",))
     found = vocabulary.encode([f"value {n}" for n in range(200)], vocabulary.ids())
     assert sorted(found) == list(range(1, 8))
     assert vocabulary.encode(["value 3"], vocabulary.ids()) == vocabulary.encode(["value 3"], vocabulary.ids())

@@ -83,13 +83,15 @@ class ValueCounts:
         for counter, other in zip(self.counts, counts, strict=True):
             counter.update(other)
 
-    def vocabularies(self) -> "tuple[Vocabulary, ...]":
+    def vocabularies(self) -> "tuple[FeatureVocabulary, ...]":
         """What the features' values are turned into."""
-        return tuple(Vocabulary.of(config, counts) for config, counts in zip(self.configs, self.counts, strict=True))
+        return tuple(
+            FeatureVocabulary.of(config, counts) for config, counts in zip(self.configs, self.counts, strict=True)
+        )
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class FeatureVocabulary:
     """From the values of a feature to ids, or of a dense one to standardised numbers.
 
     Attributes:
@@ -105,8 +107,8 @@ class Vocabulary:
     std: float = 1.0
 
     @classmethod
-    def of(cls, config: FeatureConfig, counts: Mapping[str, int]) -> "Vocabulary":
-        """Vocabulary of values that so many items have; a function of the counts, not of their order.
+    def of(cls, config: FeatureConfig, counts: Mapping[str, int]) -> "FeatureVocabulary":
+        """FeatureVocabulary of values that so many items have; a function of the counts, not of their order.
 
         Raises:
             ValueError: a value of a dense feature is no finite number.
