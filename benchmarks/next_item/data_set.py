@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, unseen by type checkers.
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from pipelines import ingest, tokenize
 from pipelines.config import JobConfig
 from pipelines.console import Console
 from pipelines.job import Job
-from pipelines.run import run_stage
+from pipelines.session import ray_session
 from userrep.data.leave_one_out import LeaveOneOut, load_leave_one_out
 from userrep.data.sources.parquet import ParquetSource
+from userrep.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ def load_data_set(name: str, data: Path, workdir: Path, text_columns: tuple[str,
         text_columns: of the items, in the order of their text.
     """
     job = Job(JobConfig(source=ParquetSource(path=data / name, text_columns=text_columns)), workdir, Console())
-    for stage in ("ingest", "tokenize"):
-        run_stage(job, stage)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Tables that are there already are only read, for which no cluster needs to start.
+    is_there = (job.path(tokenize.TABLE) / MANIFEST_NAME).exists()
+    with nullcontext() if is_there else ray_session(is_verbose=False):
+        ingest.run(job)
+        tokenize.run(job)
     split = load_leave_one_out(job.path(tokenize.TABLE), job.manifest(tokenize.TABLE).facts["shards"])
     return DataSet(name, split, _texts(job.path(ingest.TABLE), split), np.arange(len(split)))
 

@@ -15,10 +15,10 @@ from benchmarks.next_item.system import Outcome, rank_both, rank_held
 from userrep.data.leave_one_out import Sequences
 
 MAX_ITEMS = 20  # most recent ones of a history
-BATCH_SIZE = 128  # sequences
+BATCH_SIZE = 64  # sequences
 POOL_BATCHES = 8
 MAX_EPOCHS = 200
-PATIENCE = 6  # epochs without a better validation NDCG@10 after which training ends
+PATIENCE = 8  # epochs without a better validation NDCG@10 after which training ends
 GRID = tuple(
     {"dim": dim, "dropout": dropout, "learning_rate": rate}
     for dim, dropout, rate in product((64, 128), (0.2, 0.5), (1e-3, 3e-3))

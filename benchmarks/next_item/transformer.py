@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NUM_LAYERS, NUM_HEADS = 2, 2
-INIT_STD = 0.02
+EMBEDDING_STD = 0.02
 
 
 class Block(nn.Module):
@@ -75,11 +75,15 @@ class SequenceTransformer(nn.Module):
 
 
 def init_weights(model: nn.Module) -> None:
-    """Normal weights of std 0.02, zero biases, norms as they are."""
+    """Embeddings of std 0.02, matrices by Xavier, zero biases, norms as they are.
+
+    At these widths, matrices of std 0.02 would begin with attention that is the same everywhere.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=INIT_STD)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
 

@@ -36,7 +36,6 @@ class UniSRec(SequenceModel):
         self.transformer = SequenceTransformer(dim, MAX_ITEMS, 1, dropout, is_causal=True)
         self.dropout = dropout
         init_weights(self)
-        nn.init.xavier_normal_(self.adaptor.weight)
 
     def loss(self, items_BL: Tensor) -> Tensor:
         """Mean cross-entropy of the next item over all places that have one."""
@@ -54,7 +53,7 @@ class UniSRec(SequenceModel):
         return self.transformer(F.embedding(items_BL, F.pad(item_ID, (0, 0, 1, 0))), items_BL)
 
     def _items(self) -> Tensor:
-        return self.adaptor(F.dropout(self.text_vectors, self.dropout, self.training))
+        return F.dropout(self.adaptor(self.text_vectors), self.dropout, self.training)
 
 
 def text_vectors(texts: list[str], dim: int = TEXT_DIM) -> np.ndarray:
