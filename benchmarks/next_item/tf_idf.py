@@ -24,17 +24,15 @@ def item_tf_idf(texts: list[str], max_words: int) -> scipy.sparse.csr_matrix:
     Raises:
         ValueError: no text holds a word.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=TOKEN, ngram_range=(1, max_words), dtype=np.float32)
-    return vectorizer.fit_transform(texts).tocsr()
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=TOKEN, ngram_range=(1, max_words))
+    return scipy.sparse.csr_matrix(vectorizer.fit_transform(texts), dtype=np.float32)
 
 
 def mean_rows(vectors: scipy.sparse.csr_matrix, histories: Sequences) -> scipy.sparse.csr_matrix:
     """Sum of the item vectors of each history, scaled to L2 norm 1."""
-    shape = (len(histories), vectors.shape[0])
-    members = scipy.sparse.csr_matrix(
-        (np.ones(len(histories.items), vectors.dtype), histories.items, histories.offsets), shape=shape
-    )
-    return normalize(members @ vectors)
+    members = np.ones(len(histories.items), vectors.dtype), histories.items, histories.offsets
+    sums = scipy.sparse.csr_matrix(members, shape=(len(histories), len(vectors.indptr) - 1)) @ vectors
+    return scipy.sparse.csr_matrix(normalize(sums))
 
 
 def _run(data: DataSet, settings: Settings, seed: int) -> Outcome:

@@ -76,7 +76,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
-        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
         best_ndcg, best_epoch, best_state, epoch = -1.0, 0, model.state_dict(), 0
         while epoch < max_epochs and epoch - best_epoch < patience:
             epoch += 1

@@ -59,7 +59,7 @@ class UniSRec(SequenceModel):
 def text_vectors(texts: list[str], dim: int = TEXT_DIM) -> np.ndarray:
     """Whitened truncated SVD of the texts' TF-IDF, float32 (I, K); K is `dim`, or less where there are fewer terms."""
     weights = item_tf_idf(texts, 1)
-    vectors = TruncatedSVD(min(dim, *weights.shape), random_state=0).fit_transform(weights)
+    vectors = TruncatedSVD(min(dim, len(texts), weights.indices.max() + 1), random_state=0).fit_transform(weights)
     vectors -= vectors.mean(axis=0)
     return (vectors / np.maximum(vectors.std(axis=0), 1e-6)).astype(np.float32)
 

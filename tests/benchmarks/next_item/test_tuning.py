@@ -78,6 +78,7 @@ def test_half_of_a_grid_holds_every_pair_once() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_command_ingests_tunes_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     folder = tmp_path / "data" / "tiny"
     folder.mkdir(parents=True)
