@@ -121,9 +121,25 @@ def reciprocal_ranks(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int) -
         num_same_N: likewise.
         k: last rank that counts, >= 1.
     """
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, k + 1))])
-    first, last = np.minimum(num_higher_N, k), np.minimum(num_higher_N + num_same_N, k)
-    return (harmonic[last] - harmonic[first]) / num_same_N
+    return _expected_gains(num_higher_N, num_same_N, 1 / np.arange(1, k + 1))
+
+
+def discounted_gains(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int) -> np.ndarray:
+    """Expected NDCG at k of each sample, which has one right class: 1 / log2(1 + rank), 0 beyond k; float64 (N,).
+
+    Args:
+        num_higher_N: from `class_ranks`.
+        num_same_N: likewise.
+        k: last rank that counts, >= 1.
+    """
+    return _expected_gains(num_higher_N, num_same_N, 1 / np.log2(1 + np.arange(1, k + 1)))
+
+
+def _expected_gains(num_higher_N: np.ndarray, num_same_N: np.ndarray, gain_k: np.ndarray) -> np.ndarray:
+    """Mean gain of each sample over the ranks that it can have; ranks beyond the gains have none."""
+    summed = np.concatenate([[0.0], np.cumsum(gain_k)])
+    first, last = np.minimum(num_higher_N, len(gain_k)), np.minimum(num_higher_N + num_same_N, len(gain_k))
+    return (summed[last] - summed[first]) / num_same_N
 
 
 def mrr_at_k(num_higher_N: np.ndarray, num_same_N: np.ndarray, k: int = 5) -> float:
