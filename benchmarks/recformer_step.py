@@ -123,7 +123,7 @@ def draw_batch(batch_size: int, vocabulary: Vocabulary) -> UserBatch:
         history_offsets=np.concatenate([[0], lengths.cumsum()]).astype(np.int32),
         user_keys=np.arange(batch_size),
         service_pairs=np.zeros(batch_size, dtype=np.int64),
-        positive_items=np.zeros(batch_size, dtype=np.int64),
+        item_keys=np.arange(NUM_ITEMS),
         step=0,
     )
 

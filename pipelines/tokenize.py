@@ -24,7 +24,9 @@ def run(job: Job) -> None:
         tokenizer_path = draft.directory / TOKENIZER_NAME
         tokenizer.save(str(tokenizer_path))
         with job.console.progress("tokenize", "items") as advance:
-            num_tokens = tokenize_shards(source, draft.directory, facts["shards"], tokenizer_path, advance)
+            num_tokens = tokenize_shards(
+                source, draft.directory, facts["shards"], tokenizer_path, config.attributes, advance
+            )
         num_items = sum(group["items"] for shard in facts["shards"] for group in shard["row_groups"])
         draft.commit(
             "shards",
@@ -37,7 +39,8 @@ def run(job: Job) -> None:
                 "tokens_per_item": num_tokens / max(1, num_items),
                 "vocab_size": tokenizer.get_vocab_size(),
                 "tokenizer": config.name,
-                "tokenizer_digest": tokenizer_digest(tokenizer),
+                "tokenizer_digest": tokenizer_digest(tokenizer, config.attributes),
+                "has_keys": config.attributes is not None,
             },
         )
 

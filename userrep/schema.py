@@ -18,7 +18,7 @@ def _field(name: str, type_: pa.DataType, doc: str, nullable: bool = False) -> p
 ITEMS = pa.schema(
     [
         _field("item_id", pa.string(), "id, unique within the data set"),
-        _field("text", pa.string(), "item_text: the item's attributes as one line of text"),
+        _field("text", pa.string(), "item_text: the item's attributes, plain or with keys (`data/item_text.py`)"),
         _field("file", pa.string(), "file (or generator) that the record came from"),
         _field("line", pa.int64(), "1-based line, or row number in a columnar file"),
     ]
@@ -95,7 +95,11 @@ SHARD_ITEMS_TEXT = pa.schema(
 SHARD_ITEMS = pa.schema(
     [
         _field("item_id", pa.string(), "id, as in items"),
-        _field("tokens", pa.list_(pa.int32()), "item_tokens: ids of the manifest's tokenizer, at least one"),
+        _field(
+            "tokens",
+            pa.list_(pa.int32()),
+            "item_tokens: ids of the manifest's tokenizer, at least one; of keys with KEY_FLAG",
+        ),
     ]
 )
 

@@ -19,10 +19,10 @@ def build(parts: list[Sample]) -> Samples:
     rows, start = [], 5
     for is_cut, one, other in parts:
         positive = start + one + (0 if is_cut else 3)
-        rows.append((0, start, one, positive, other, is_cut, 0))
+        rows.append((0, start, one, positive, other, is_cut, 0, 0))
         start = positive + other
-    columns = np.array(rows, np.int64).reshape(-1, 7).T
-    return Samples(*columns[:5], columns[5].astype(bool), columns[6])
+    columns = np.array(rows, np.int64).reshape(-1, 8).T
+    return Samples(*columns[:5], *columns[5:7].astype(bool), columns[7])
 
 
 def naive_draw(parts: list[Sample], config: AugmentConfig, seed: int) -> list[list[int]]:

@@ -27,10 +27,11 @@ def test_a_reduced_dictionary_says_the_same_and_holds_nothing_else(items: list[l
     references = data.draw(st.lists(st.integers(0, len(items) - 1), max_size=12))
     flat = np.array([token for item in items for token in item], np.int32)
     offsets = np.cumsum([0] + [len(item) for item in items])
-    reduced, tokens, borders = compact(np.array(references, np.int64), flat, offsets)
+    reduced, tokens, borders, used = compact(np.array(references, np.int64), flat, offsets)
     dictionary = [tokens[a:b].tolist() for a, b in itertools.pairwise(borders)]
     assert [dictionary[reference] for reference in reduced] == [items[reference] for reference in references]
-    assert len(dictionary) == len(set(references))
+    assert used.tolist() == sorted(set(references))
+    assert len(dictionary) == len(used)
 
 
 def test_a_token_filter_sees_positions_in_the_full_dictionary():
@@ -41,9 +42,10 @@ def test_a_token_filter_sees_positions_in_the_full_dictionary():
         return positions[offsets[1:] - 1], np.arange(len(offsets))
 
     tokens, offsets = np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 3, 5])
-    references, kept, borders = compact(np.array([2, 0, 2]), tokens, offsets, keep_last)
+    references, kept, borders, used = compact(np.array([2, 0, 2]), tokens, offsets, keep_last)
     assert seen == [([0, 1, 3, 4], [0, 2, 4])]
     assert (references.tolist(), kept.tolist(), borders.tolist()) == ([1, 0, 1], [6, 9], [0, 1, 2])
+    assert used.tolist() == [0, 2]
 
 
 def user_batch(step: int) -> UserBatch:

@@ -60,7 +60,7 @@ def test_the_pool_is_that_of_the_reference(
         assert views_of(batch) == [token_texts(view) for view in [*anchors[chosen], *positives[chosen]]]
         assert len(set(batch.user_keys.tolist())) == len(anchors[chosen])
         last_items = pa.array([view[-1][0] for view in positives[chosen]], pa.string())
-        assert batch.positive_items.tolist() == id_keys(last_items).view(np.int64).tolist()
+        assert batch.positive_item_keys.tolist() == id_keys(last_items).view(np.int64).tolist()
         assert (batch.service_pairs > 0).tolist() == [kinds[0] == "service"] * len(last_items)
 
 

@@ -98,7 +98,7 @@ def test_the_global_batches_do_not_depend_on_the_number_of_workers(table: Table,
             assert {batch.step for batch in ranks} == {whole.step}
             assert [len(batch.user_keys) for batch in ranks] == sizes
             assert [seen for batch in ranks for seen in seen_by(batch)] == seen_by(whole)
-            for name in ("user_keys", "service_pairs", "positive_items"):
+            for name in ("user_keys", "service_pairs", "positive_item_keys"):
                 assert (
                     np.concatenate([getattr(batch, name) for batch in ranks]).tolist() == getattr(whole, name).tolist()
                 )
@@ -115,7 +115,7 @@ def test_a_worker_without_a_sample_is_refused(table: Table, world_size: int):
 def test_an_item_has_one_key_in_all_windows(table: Table):
     stream = table.stream(num_steps=60)
     assert len(stream.plan.windows()) > 1
-    found = {int(key) % 2**64 for batch in stream.batches() for key in batch.positive_items}
+    found = {int(key) % 2**64 for batch in stream.batches() for key in batch.positive_item_keys}
     names = [f"item {number}" for number in range(40)]
     assert found <= {int(key) for key in id_keys(pa.array(names))}
     assert len(found) > 30

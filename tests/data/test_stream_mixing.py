@@ -170,7 +170,7 @@ def test_items_and_groups_are_one_source_s_own_and_users_are_common(mixture: Mix
     for batch in stream.batches():
         for source in range(2):
             mine = batch.service_pairs // SOURCE_PAIRS == source
-            keys[source] |= set(batch.positive_items[mine].tolist())
+            keys[source] |= set(batch.positive_item_keys[mine].tolist())
             users[source] |= set(batch.user_keys[mine].tolist())
     assert len(keys[0]) == len(keys[1]) == 10
     assert not keys[0] & keys[1]

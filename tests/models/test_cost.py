@@ -34,7 +34,7 @@ def make_batch(seed: int, users: int, longest_item: int, longest_history: int, s
         history_offsets=np.concatenate(([0], histories.cumsum())).astype(np.int32),
         user_keys=np.arange(users),
         service_pairs=np.sort(rng.integers(0, 3, users)),
-        positive_items=np.arange(users),
+        item_keys=np.arange(len(items)),
         step=step,
     )
 

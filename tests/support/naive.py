@@ -112,9 +112,10 @@ def places(records: list[dict[str, Any]]) -> list[tuple[str, str, int, str]]:
 
 def count_samples(users: list[ShardUser]) -> dict[str, dict[str, int]]:
     """Samples that users offer, per split and kind."""
-    counts = {split: {"service": 0, "time": 0, "mixed": 0} for split in ("train", "validation", "test")}
+    counts = {split: {"service": 0, "time": 0, "mixed": 0, "next_item": 0} for split in ("train", "validation", "test")}
     for user in users:
         split = ("train", "validation", "test")[user.split]
+        counts[split]["next_item"] += sum(len(history) >= 2 for history in user.histories.values())
         counts[split]["mixed"] += sum(map(len, user.histories.values())) >= 2
         for index, service in enumerate(user.histories):
             counts[split]["time"] += len(user.histories[service]) >= 2

@@ -38,7 +38,7 @@ def make_batch(step: int, ranks: int = 1, rank_: int = 0) -> UserBatch:
         history_offsets=np.arange(0, 2 * len(histories) + 1, 2).astype(np.int32),
         user_keys=(mine + 100 * (step + 1)).astype(np.int64),
         service_pairs=np.zeros(len(mine), dtype=np.int64),
-        positive_items=mine.astype(np.int64),
+        item_keys=np.arange(len(tokens)),
         step=step,
     )
 

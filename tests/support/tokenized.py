@@ -110,7 +110,9 @@ def _write_shard(directory: Path, shard: int, row_groups: list[Group], has_token
             users_writer.write_table(pa.Table.from_pylist(users, schema=SHARD_USERS))
             items_writer.write_table(pa.Table.from_pylist(items, schema=items_schema))
             samples = {
-                split: {kind: len(list_samples(group, (kind,), split)) for kind in ("service", "time", "mixed")}
+                split: {
+                    kind: len(list_samples(group, (kind,), split)) for kind in ("service", "time", "mixed", "next_item")
+                }
                 for split in SPLITS
             }
             facts.append({"rows": len(group), "items": len(dictionary), "samples": samples})
@@ -128,9 +130,12 @@ def list_samples(group: Group, kinds: tuple[str, ...], split: str) -> list[tuple
             if kind == "service":
                 found += [(user.user_id, one, other) for n, one in enumerate(views) for other in views[n + 1 :]]
             else:
-                whole = views if kind == "time" else [[event for view in views for event in view]]
+                whole = [[event for view in views for event in view]] if kind == "mixed" else views
+                cut = -1 if kind == "next_item" else None
                 found += [
-                    (user.user_id, view[: len(view) // 2], view[len(view) // 2 :]) for view in whole if len(view) >= 2
+                    (user.user_id, view[: cut or len(view) // 2], view[cut or len(view) // 2 :])
+                    for view in whole
+                    if len(view) >= 2
                 ]
     return found
 

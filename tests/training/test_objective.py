@@ -14,7 +14,7 @@ from userrep.training.objective import ClueObjective, LossConfig
 
 USER_KEYS = np.array([4, 5, 6, 4, 8, 9])
 PAIRS = np.array([2, 2, 3, 3, 3, 2])
-ITEMS = np.array([1, 1, 7, 7, 5, 3])
+ITEM_KEYS = np.array([1, 1, 7, 7, 5, 5, 3, 3, 9, 9])  # so that some positives end with the same item
 
 
 def make_batch() -> UserBatch:
@@ -28,7 +28,7 @@ def make_batch() -> UserBatch:
         history_offsets=np.concatenate(([0], lengths.cumsum())).astype(np.int32),
         user_keys=USER_KEYS,
         service_pairs=PAIRS,
-        positive_items=ITEMS,
+        item_keys=ITEM_KEYS,
         step=0,
     )
 
@@ -46,7 +46,11 @@ def test_loss_is_that_of_the_configured_pairs(form: str, negatives: str, mask_sh
     config = LossConfig.parse({"form": form, "negatives": negatives, "mask_shared_items": mask_shared_items})
     loss, _ = ClueObjective(model, loss=config)(make_batch())
     anchor, positive = encode(model, make_batch()).chunk(2)
-    keys = (torch.from_numpy(USER_KEYS), torch.from_numpy(ITEMS))[: 1 + mask_shared_items]
+    batch = make_batch()
+    ends = [int(batch.history_offsets[history + 1]) - 1 for history in range(6, 12)]
+    last_items = torch.from_numpy(ITEM_KEYS[batch.history_items[ends]])
+    assert len(last_items.unique()) < 6, "some rows share an item, or masking would change nothing"
+    keys = (torch.from_numpy(USER_KEYS), last_items)[: 1 + mask_shared_items]
     groups = torch.from_numpy(PAIRS if negatives == "service_pair" else np.zeros(6, dtype=np.int64))
     oracle = sigmoid_oracle if form == "sigmoid" else info_nce_oracle
     expected = oracle(anchor, positive, model.logit_scale, model.logit_bias, keys, groups)

@@ -124,7 +124,7 @@ def count_samples(
     """Samples per split and kind of view.
 
     `service`: pairs of services that a user has. `time`: histories of at least two events, to be cut in two.
-    `mixed`: users of at least two events in all.
+    `mixed`: users of at least two events in all. `next_item`: histories of at least two events.
 
     Args:
         user_offsets: borders of users in histories, (N + 1,).
@@ -135,7 +135,7 @@ def count_samples(
     pairs = num_services * (num_services - 1) // 2
     cuttable = np.add.reduceat((history_lengths >= 2).astype(np.int64), user_offsets[:-1]) if len(splits) else pairs
     totals = np.add.reduceat(history_lengths, user_offsets[:-1]) if len(splits) else pairs
-    samples = {"service": pairs, "time": cuttable, "mixed": (totals >= 2).astype(np.int64)}
+    samples = {"service": pairs, "time": cuttable, "mixed": (totals >= 2).astype(np.int64), "next_item": cuttable}
     return {
         name: {kind: int(per_user[splits == index].sum()) for kind, per_user in samples.items()}
         for index, name in enumerate(SPLITS)

@@ -1,5 +1,6 @@
 """What training sees of a sample: seeded, drawn for the global batch, so independent of the number of workers."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -16,12 +17,16 @@ class AugmentConfig(Config):
 
     cut: Literal["half", "random"] = "half"  # `time` views: the two halves as they are, or a random partition
     min_keep: float = Field(default=1.0, gt=0, le=1)  # share of its events that a view keeps: uniform in [min_keep, 1]
-    max_events: int = Field(default=64, ge=1)  # of a view; a random choice of so many
+    max_events: int = Field(default=64, ge=1)  # of a view: a random choice of so many, before a next item the last ones
+    # `next_item` views: any event but the first one is the target, or one of the later half (as in Recformer's code)
+    targets: Literal["all", "later_half"] = "all"
     token_drop: float = Field(default=0.0, ge=0, lt=1)  # probability of leaving out a token of an item
 
 
 def draw_events(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> DrawnEvents:
     """Draws which events each view keeps, in their order; every view keeps at least one."""
+    if samples.is_next.any():
+        samples = _draw_targets(samples, config, rng)
     num_samples = len(samples.users)
     starts = np.concatenate([samples.anchor_starts, samples.positive_starts])
     lengths = np.concatenate([samples.anchor_lengths, samples.positive_lengths])
@@ -81,6 +86,23 @@ def _repartition(samples: Samples, view: np.ndarray, rng: np.random.Generator) -
     view = view.copy()
     view[by_luck] = sample[by_luck] + num_samples * is_positive
     return view
+
+
+def _draw_targets(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> Samples:
+    """Draws the next item of every sample of that kind; its anchor becomes the most recent events before it.
+
+    Source: targets of the later half as in AaronHeee/RecFormer@26b00a5:collator.py. Differs: the anchor is never empty.
+    """
+    lengths = samples.anchor_lengths  # of all events but the last one: what an anchor can have at most
+    first = np.maximum(1, lengths // 2) if config.targets == "later_half" else np.ones_like(lengths)
+    targets = first + (rng.random(len(lengths)) * (lengths + 1 - first)).astype(np.int64)
+    kept = np.minimum(targets, config.max_events)
+    return replace(
+        samples,
+        anchor_starts=np.where(samples.is_next, samples.anchor_starts + targets - kept, samples.anchor_starts),
+        anchor_lengths=np.where(samples.is_next, kept, lengths),
+        positive_starts=np.where(samples.is_next, samples.anchor_starts + targets, samples.positive_starts),
+    )
 
 
 def _rank_within(sizes: np.ndarray) -> np.ndarray:

@@ -39,15 +39,25 @@ class UserBatch(HistoryBatch):
         service_pairs: the group of samples that a sample has its negatives in, int64 (B,): 1 + 256 * the anchor's
             service + the positive's where the views are two services, 0 where they are parts of the same events; and in
             a mixture of tables 65536 * the number of the table on top.
-        positive_items: 64-bit key of the last item that is seen of the positive, in a history the most recent one,
-            int64 (B,); equal keys are the same item, in every batch and on every worker.
+        item_keys: 64-bit keys of the unique items as int64 (U,); equal keys are the same item, in every batch and on
+            every worker.
         step: optimizer step of the run that this batch belongs to.
     """
 
     user_keys: np.ndarray
     service_pairs: np.ndarray
-    positive_items: np.ndarray
+    item_keys: np.ndarray
     step: int
+
+    @property
+    def latest_items(self) -> np.ndarray:
+        """The last item that is seen of every history, in a history the most recent one: references, (2B,)."""
+        return self.history_items[self.history_offsets[1:] - 1]
+
+    @property
+    def positive_item_keys(self) -> np.ndarray:
+        """Key of the last item of every positive, int64 (B,)."""
+        return self.item_keys[self.latest_items[len(self.user_keys) :]]
 
 
 def gather_ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +78,7 @@ def gather_ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
 
 def compact(
     items: np.ndarray, tokens: np.ndarray, token_offsets: np.ndarray, token_filter: TokenFilter | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Reduces an item dictionary to the items that are referred to.
 
     Args:
@@ -78,7 +88,7 @@ def compact(
         token_filter: what to leave out of the items that are used; default: nothing.
 
     Returns:
-        References into the reduced dictionary, its tokens, its borders; all int32.
+        References into the reduced dictionary, its tokens, its borders, all int32; and which items it holds, (U,).
     """
     is_used = np.zeros(len(token_offsets) - 1, dtype=bool)  # marking costs less than sorting the references
     is_used[items] = True
@@ -86,7 +96,7 @@ def compact(
     positions, offsets = gather_ranges(token_offsets[used], token_offsets[used + 1] - token_offsets[used])
     if token_filter is not None:
         positions, offsets = token_filter(positions, offsets)
-    return references.astype(np.int32), tokens[positions].astype(np.int32), offsets.astype(np.int32)
+    return references.astype(np.int32), tokens[positions].astype(np.int32), offsets.astype(np.int32), used
 
 
 ARRAYS = (
@@ -96,7 +106,7 @@ ARRAYS = (
     "history_offsets",
     "user_keys",
     "service_pairs",
-    "positive_items",
+    "item_keys",
 )
 
 

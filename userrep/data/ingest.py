@@ -10,7 +10,7 @@ The caller owns the directory and commits it (`manifest.staged_directory`).
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from tokenizers import Tokenizer
 from userrep import schema
 from userrep.config import Config
 from userrep.data.assemble import assemble_shard, items_file, users_file
+from userrep.data.key_values import KEY_FLAG, KeyValueConfig
 from userrep.data.parse import parse_part
 from userrep.data.sources.source import Part, Source, TableName
 from userrep.data.split import SplitConfig
-from userrep.data.tokenizer import tokenize, write_idf
+from userrep.data.tokenizer import open_item_tokenizer, write_idf
 
 Progress = Callable[[int, int, int], None]  # tasks done, tasks in all, rows done
 TABLES: tuple[TableName, ...] = ("items", "users", "events")
@@ -94,9 +95,22 @@ def check_bad_fraction(counts: dict[str, dict[str, int]], limit: float, quaranti
 
 
 def tokenize_shards(
-    source: Path, target: Path, shards: list[dict[str, Any]], tokenizer_path: Path, progress: Progress
+    source: Path,
+    target: Path,
+    shards: list[dict[str, Any]],
+    tokenizer_path: Path,
+    attributes: KeyValueConfig | None,
+    progress: Progress,
 ) -> int:
     """Writes the shards of `source` to `target` with token ids instead of texts, and the tokens' document frequencies.
+
+    Args:
+        source: directory of an ingested table.
+        target: directory to write to.
+        shards: shard facts of the source's manifest.
+        tokenizer_path: tokenizer.json.
+        attributes: as in `TokenizeConfig`.
+        progress: called in the driver as shards are done.
 
     Returns:
         The number of tokens written.
@@ -105,7 +119,7 @@ def tokenize_shards(
     def run(index: int) -> dict[str, Any]:
         shard = shards[index]["shard"]
         link_or_copy(source / users_file(shard), target / users_file(shard))
-        return _tokenize_items(source / items_file(shard), target / items_file(shard), tokenizer_path)
+        return _tokenize_items(source / items_file(shard), target / items_file(shard), tokenizer_path, attributes)
 
     results = run_tasks(run, len(shards), progress)
     document_counts = np.sum([result["document_counts"] for result in results], axis=0)
@@ -113,24 +127,28 @@ def tokenize_shards(
     return sum(result["tokens"] for result in results)
 
 
-def _tokenize_items(source: Path, target: Path, tokenizer_path: Path) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    texts = pq.ParquetFile(source)
-    document_counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+def _tokenize_items(
+    source: Path, target: Path, tokenizer_path: Path, attributes: KeyValueConfig | None
+) -> dict[str, Any]:
+    encode, texts = open_item_tokenizer(tokenizer_path, attributes), pq.ParquetFile(source)
+    document_counts = np.zeros(Tokenizer.from_file(str(tokenizer_path)).get_vocab_size(), dtype=np.int64)
     num_items = num_tokens = 0
-    known: dict[str, list[int]] = {}  # an item is in the dictionary of most row groups, and is tokenized once
+    known: dict[
+        str, Sequence[int] | np.ndarray
+    ] = {}  # an item is in the dictionary of most row groups, and is tokenized once
     with pq.ParquetWriter(target, schema.SHARD_ITEMS, compression="zstd") as writer:
         for group in range(texts.num_row_groups):
             table = texts.read_row_group(group)
             items = table["text"].to_pylist()
             new = [text for text in dict.fromkeys(items) if text not in known]
-            known.update(zip(new, tokenize(tokenizer, new), strict=True))
+            known.update(zip(new, encode(new), strict=True))
             tokens = pa.array([known[text] for text in items], type=pa.list_(pa.int32()))
             writer.write_table(
                 table.select(["item_id"]).append_column(schema.SHARD_ITEMS.field("tokens"), tokens),
                 row_group_size=max(1, table.num_rows),
             )
-            pairs = np.unique(np.stack([pc.list_parent_indices(tokens).to_numpy(), tokens.values.to_numpy()]), axis=1)
+            ids = tokens.values.to_numpy() & ~KEY_FLAG
+            pairs = np.unique(np.stack([pc.list_parent_indices(tokens).to_numpy(), ids]), axis=1)
             document_counts += np.bincount(pairs[1], minlength=len(document_counts))
             num_items += table.num_rows
             num_tokens += len(tokens.values)

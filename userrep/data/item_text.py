@@ -1,10 +1,18 @@
-"""Tabular item to one line of text: what an item encoder reads in place of an item id."""
+"""Tabular item to text: what an item encoder reads in place of an item id.
+
+A text has one of two forms. Plain: the values of all attributes as one line. Attributes: one line per attribute, its
+key and its values separated by tabs, for models that read keys too. No value holds a tab or a newline, so a plain text
+is also a text of attributes: one value without a key.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
 import pyarrow as pa
 
+Attribute = tuple[str, list[str]]  # key, "" where there is none; values
+
+KEY_SEPARATOR, ATTRIBUTE_SEPARATOR = "\t", "\n"
 ALTERNATIVE = "|"  # in a text column entry: `title|keywords` takes the first of the two that has text
 
 
@@ -38,6 +46,45 @@ def record_text(record: Mapping[str, object], columns: Sequence[str]) -> str:
     return " ".join(text for text in chosen if text)
 
 
+def record_attributes(record: Mapping[str, object], columns: Sequence[str]) -> str:
+    """The attributes of a record as text; arguments as of `record_text`.
+
+    The key of an attribute is its name in `columns`, of alternatives the first one. A list or mapping has one value per
+    entry that has text. Attributes without text are left out.
+    """
+    attributes: list[Attribute] = []
+    for entry in columns:
+        names = entry.split(ALTERNATIVE)
+        attributes.append((names[0], next(filter(None, (_values(record.get(name)) for name in names)), [])))
+    return format_attributes(attributes)
+
+
+def format_attributes(attributes: Iterable[Attribute]) -> str:
+    """Text of attributes. Whitespace in keys and values becomes single spaces; what is empty then is left out."""
+    lines = []
+    for key, values in attributes:
+        words = [text for text in (" ".join(value.split()) for value in values) if text]
+        if words:
+            lines.append(KEY_SEPARATOR.join((" ".join(key.split()), *words)))
+    return ATTRIBUTE_SEPARATOR.join(lines)
+
+
+def parse_attributes(text: str) -> list[Attribute]:
+    """Inverse of `format_attributes`; a line without a tab is one value without a key."""
+    attributes: list[Attribute] = []
+    for line in text.split(ATTRIBUTE_SEPARATOR) if text else ():
+        key, *values = line.split(KEY_SEPARATOR)
+        attributes.append((key, values) if values else ("", [key]))
+    return attributes
+
+
+def plain_text(text: str) -> str:
+    """A text of either form as one line without keys."""
+    if KEY_SEPARATOR not in text:
+        return text
+    return " ".join(value for _, values in parse_attributes(text) for value in values)
+
+
 def column_texts(fields: Sequence[Sequence[Sequence[object]]]) -> list[str]:
     """The item_text of many items held as columns.
 
@@ -68,6 +115,13 @@ def _is_text(type_: pa.DataType) -> bool:
     if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_dictionary(type_):
         return _is_text(type_.value_type)
     return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
+
+def _values(field: object) -> list[str]:
+    if isinstance(field, Mapping):
+        field = list(field.values())
+    entries = field if isinstance(field, Iterable) and not isinstance(field, str | bytes) else (field,)
+    return [text for text in (item_text((value,)) for value in entries) if text]
 
 
 def _first_text(values: Iterable[object]) -> str:

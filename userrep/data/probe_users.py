@@ -123,7 +123,7 @@ class ProbeUsers:
         starts, stops = np.concatenate([starts, starts[cut]])[kept], np.concatenate([stops, targets[cut]])[kept]
         lengths = np.minimum(stops - starts, max_events)
         positions, offsets = gather_ranges(stops - lengths, lengths)
-        references, tokens, token_offsets = compact(group.items[positions], group.tokens, group.token_offsets)
+        references, tokens, token_offsets, _ = compact(group.items[positions], group.tokens, group.token_offsets)
         batch = HistoryBatch(tokens, token_offsets, references, offsets.astype(np.int32))
         rows = np.concatenate([users, users[cut]])[kept]
         whole, before = (_membership(rows, is_in[kept], size) for is_in in (in_whole, in_before))
@@ -185,7 +185,7 @@ def _take_users(group: RowGroup, users: np.ndarray, max_events: int) -> RowGroup
     lengths = np.minimum(np.diff(group.history_offsets)[histories], max_events)
     positions, history_offsets = gather_ranges(stops - lengths, lengths)
     items = group.items[positions]
-    references, tokens, token_offsets = compact(items, group.tokens, group.token_offsets)
+    references, tokens, token_offsets, _ = compact(items, group.tokens, group.token_offsets)
     return RowGroup(
         user_ids=group.user_ids.take(pa.array(users)),
         keys=group.keys[users],

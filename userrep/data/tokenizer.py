@@ -1,7 +1,8 @@
 """Item text -> token ids. The tokenizer's name and digest travel in manifests and checkpoints."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from userrep.config import Config, ConfigError
+from userrep.data.item_text import ATTRIBUTE_SEPARATOR, KEY_SEPARATOR, parse_attributes, plain_text
+from userrep.data.key_values import KeyValueConfig, KeyValueTokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 IDF_NAME = "idf.parquet"
@@ -25,7 +28,10 @@ class TokenizeConfig(Config):
     name: str = "bpe"  # `bpe` trains one on the item texts; else a local path or hub name of a fast tokenizer
     vocab_size: int = Field(default=8192, ge=257)  # of which 256 are bytes and one pads; only for `bpe`
     min_frequency: int = Field(default=2, ge=1)  # only for `bpe`
-    max_tokens: int = Field(default=32, ge=1)  # tokens kept per item, from the left
+    max_tokens: int = Field(default=32, ge=1)  # tokens kept per item, from the left; only of plain texts
+    # How items are read as attributes with keys, which Recformer needs; None: as plain texts. The source must keep
+    # them: `source.keep_attributes=true`.
+    attributes: KeyValueConfig | None = None
     max_training_items: int = Field(default=1_000_000, ge=1)  # only for `bpe`: the first so many items
 
 
@@ -39,15 +45,19 @@ def build_tokenizer(config: TokenizeConfig, texts: Iterable[str]) -> Tokenizer:
     Raises:
         ConfigError: the named tokenizer cannot be loaded, or is not a fast one.
     """
-    tokenizer = _train_bpe(config, texts) if config.name == "bpe" else _load(config.name)
+    if config.name == "bpe":
+        tokenizer = _train_bpe(config, map(plain_text if config.attributes is None else _with_keys, texts))
+    else:
+        tokenizer = _load(config.name)
     tokenizer.no_padding()
     tokenizer.enable_truncation(config.max_tokens)
     return tokenizer
 
 
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """sha256 of the tokenizer's full definition (vocabulary, merges, normalisation, truncation)."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+def tokenizer_digest(tokenizer: Tokenizer, attributes: KeyValueConfig | None = None) -> str:
+    """sha256 of a tokenizer's full definition (vocabulary, merges, normalisation, truncation, how keys are read)."""
+    form = "" if attributes is None else attributes.model_dump_json()
+    return hashlib.sha256((tokenizer.to_str() + form).encode()).hexdigest()
 
 
 def check_digest(expected: str, received: str, where: str) -> None:
@@ -65,7 +75,30 @@ def check_digest(expected: str, received: str, where: str) -> None:
 
 def tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each text. A text without any known token gets the pad id, so that no item is empty."""
-    return [encoding.ids or [0] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    plain = [plain_text(text) for text in texts]
+    return [encoding.ids or [0] for encoding in tokenizer.encode_batch_fast(plain, add_special_tokens=False)]
+
+
+ItemTokenizer = Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]]  # texts in, token ids of each out
+
+
+def open_item_tokenizer(path: Path, attributes: KeyValueConfig | None) -> ItemTokenizer:
+    """What turns item texts into token ids.
+
+    Args:
+        path: of a tokenizer.json.
+        attributes: as in `TokenizeConfig`; with them, tokens of keys are flagged (`data/key_values.py`).
+    """
+    tokenizer = Tokenizer.from_file(str(path))
+    if attributes is None:
+        return partial(tokenize, tokenizer)
+    of_attributes = KeyValueTokenizer(tokenizer, attributes)
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        tokens, offsets = of_attributes([parse_attributes(text) for text in texts])
+        return np.split(tokens, offsets[1:-1]) if texts else []
+
+    return encode
 
 
 def write_idf(directory: Path, document_counts: np.ndarray, num_documents: int) -> None:
@@ -94,6 +127,10 @@ def read_texts(item_files: list[Path], limit: int) -> Iterator[str]:
         remaining -= batch.num_rows
         if remaining <= 0:
             return
+
+
+def _with_keys(text: str) -> str:
+    return text.replace(KEY_SEPARATOR, " ").replace(ATTRIBUTE_SEPARATOR, " ")
 
 
 def _train_bpe(config: TokenizeConfig, texts: Iterable[str]) -> Tokenizer:

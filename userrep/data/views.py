@@ -15,7 +15,7 @@ from userrep.data.assemble import items_file, users_file
 from userrep.data.batch import HistoryBatch, TokenFilter, UserBatch, compact, gather_ranges
 from userrep.data.split import SPLITS, id_keys
 
-ViewKind = Literal["service", "time", "mixed"]
+ViewKind = Literal["service", "time", "mixed", "next_item"]
 PAIR_BASE = 256  # above every service index, which is an int8
 # Histories without the values of the events, in the names that Parquet gives to the levels of a list.
 USER_COLUMNS = ["user_id", "split", *(f"histories.list.element.{name}" for name in ("service", "items", "times"))]
@@ -28,6 +28,8 @@ class ViewConfig(Config):
     `time`: the earlier and the later half of a history; every history of at least two events is a sample.
     `mixed`: two random halves of a user's events in all services; every user with at least two events is a sample.
     It cannot be measured on (there is no one right cut), but teaches which items go together.
+    `next_item`: the events before a target against the target; every history of at least two events is a sample. It is
+    measured on the last event; training draws the target (`AugmentConfig.targets`).
     """
 
     kinds: tuple[ViewKind, ...] = Field(default=("service",), min_length=1)  # trained on all; measured on the first
@@ -66,6 +68,7 @@ class Samples:
     positive_starts: np.ndarray
     positive_lengths: np.ndarray
     is_cut: np.ndarray  # both views are parts of one history
+    is_next: np.ndarray  # the positive is the event after the anchor
     service_pairs: np.ndarray  # int64; see UserBatch
 
     def take(self, order: np.ndarray) -> "Samples":
@@ -134,7 +137,12 @@ def merge_row_groups(groups: list[RowGroup]) -> tuple[RowGroup, np.ndarray]:
 def list_samples(group: RowGroup, kinds: tuple[ViewKind, ...], split: str) -> Samples:
     """All samples that users of a split offer, in user order. Their number is what the manifest counts."""
     wanted = group.splits == SPLITS.index(split)
-    lists = {"service": _service_samples, "time": _time_samples, "mixed": _mixed_samples}
+    lists = {
+        "service": _service_samples,
+        "time": _time_samples,
+        "mixed": _mixed_samples,
+        "next_item": _next_item_samples,
+    }
     parts = [lists[kind](group, wanted) for kind in kinds]
     joined = Samples(
         *(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True))
@@ -143,24 +151,38 @@ def list_samples(group: RowGroup, kinds: tuple[ViewKind, ...], split: str) -> Sa
 
 
 def _time_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
+    users, starts, lengths = _long_histories(group, wanted)
+    return _cut(users, starts, lengths, lengths // 2)
+
+
+def _next_item_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
+    users, starts, lengths = _long_histories(group, wanted)
+    return _cut(users, starts, lengths, lengths - 1, is_next=True)
+
+
+def _long_histories(group: RowGroup, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User, first event and length of every history of at least two events."""
     users = np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets))
     lengths = np.diff(group.history_offsets)
     histories = np.flatnonzero((lengths >= 2) & wanted[users])
-    starts, lengths = group.history_offsets[histories], lengths[histories]
-    return _halves(users[histories], starts, lengths)
+    return users[histories], group.history_offsets[histories], lengths[histories]
 
 
 def _mixed_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
     starts = group.history_offsets[group.user_offsets]
     users = np.flatnonzero((np.diff(starts) >= 2) & wanted)
-    return _halves(users, starts[users], np.diff(starts)[users])
+    lengths = np.diff(starts)[users]
+    return _cut(users, starts[users], lengths, lengths // 2)
 
 
-def _halves(users: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Samples:
-    """The earlier against the later half of event ranges."""
-    half, size = lengths // 2, len(users)
-    is_cut, no_pair = np.ones(size, dtype=bool), np.zeros(size, dtype=np.int64)
-    return Samples(users, starts, half, starts + half, lengths - half, is_cut, no_pair)
+def _cut(
+    users: np.ndarray, starts: np.ndarray, lengths: np.ndarray, anchor_lengths: np.ndarray, is_next: bool = False
+) -> Samples:
+    """The first so many events of event ranges against the rest."""
+    nexts, no_pair = np.full(len(users), is_next), np.zeros(len(users), dtype=np.int64)
+    return Samples(
+        users, starts, anchor_lengths, starts + anchor_lengths, lengths - anchor_lengths, ~nexts, nexts, no_pair
+    )
 
 
 def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
@@ -186,6 +208,7 @@ def _service_samples(group: RowGroup, wanted: np.ndarray) -> Samples:
         positive_starts=starts[positive],
         positive_lengths=lengths[positive],
         is_cut=np.zeros(len(anchor), dtype=bool),
+        is_next=np.zeros(len(anchor), dtype=bool),
         service_pairs=1 + PAIR_BASE * services[anchor] + services[positive],
     )
 
@@ -225,10 +248,9 @@ def build_batch(
         step: optimizer step that the batch is for.
         token_filter: what to leave out of the item dictionary; default: nothing.
     """
-    references, tokens, token_offsets = compact(
+    references, tokens, token_offsets, items = compact(
         group.items[events.positions], group.tokens, group.token_offsets, token_filter
     )
-    latest = events.positions[events.offsets[len(samples.users) + 1 :] - 1]
     return UserBatch(
         tokens=tokens,
         token_offsets=token_offsets,
@@ -236,7 +258,7 @@ def build_batch(
         history_offsets=events.offsets.astype(np.int32),
         user_keys=group.keys[samples.users].view(np.int64),
         service_pairs=samples.service_pairs,
-        positive_items=group.item_keys[group.items[latest]].view(np.int64),
+        item_keys=group.item_keys[items].view(np.int64),
         step=step,
     )
 
@@ -246,7 +268,7 @@ def all_histories(group: RowGroup, max_events: int) -> HistoryBatch:
     lengths = np.diff(group.history_offsets)
     kept = np.minimum(lengths, max_events)
     positions, offsets = gather_ranges(group.history_offsets[1:] - kept, kept)
-    references, tokens, token_offsets = compact(group.items[positions], group.tokens, group.token_offsets)
+    references, tokens, token_offsets, _ = compact(group.items[positions], group.tokens, group.token_offsets)
     return HistoryBatch(tokens, token_offsets, references, offsets.astype(np.int32))
 
 

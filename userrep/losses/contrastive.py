@@ -63,12 +63,12 @@ def info_nce(
             gradient: -log p for positives that are drawn with probability p. CE(positive -> anchors) does not depend
             on it. Default: none.
 
-    Raises:
-        ValueError: positives lack a bias, or a bias is not finite, or two are more than 500 apart.
-
     Returns:
         Scalar loss >= 0, float32 (float64 for float64 inputs); log(G) for representations that say nothing. Its
         gradient is exact where all workers pass the same gradient to it.
+
+    Raises:
+        ValueError: positives lack a bias, or a bias is not finite, or two are more than 500 apart.
     """
     bias_G = None if column_bias_B is None else _gather_bias(column_bias_B, negatives)
     scale = clamp_logit_scale(logit_scale)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from userrep.config import ConfigError
 from userrep.data.pool import load_pool
 from userrep.data.tokenizer import read_idf
 from userrep.manifest import read_manifest
@@ -19,7 +20,12 @@ class ClueSystem:
     """A pretraining run of CLUE on tokenized shards."""
 
     def __init__(self, config: CluePretraining, shards: Path) -> None:
+        """Raises ConfigError: the tokens of the shards are flagged, as only Recformer reads them."""
         self._config, self._shards, self._facts = config, shards, read_manifest(shards).facts
+        if self._facts.get("has_keys"):
+            raise ConfigError(
+                f"{shards} holds attributes with keys, which CLUE does not read: set tokenize.attributes=null"
+            )
 
     def build_model(self) -> Clue:
         """A new encoder, whose token embeddings know how frequent tokens are."""

@@ -86,7 +86,7 @@ class ClueObjective(Objective):
     def _negatives(self, batch: UserBatch, device: torch.device) -> Negatives:
         keys = [user_keys(batch, device)]
         if self.loss.mask_shared_items:
-            keys.append(torch.from_numpy(batch.positive_items.copy()).to(device))
+            keys.append(torch.from_numpy(batch.positive_item_keys).to(device))
         if self.loss.negatives == "batch":
             return Negatives.gather(tuple(keys))
         return Negatives.gather(tuple(keys), torch.from_numpy(batch.service_pairs.copy()).to(device))

@@ -7,7 +7,7 @@ https://amazon-reviews-2023.github.io (2023). Differs: an item of 2023 is its `p
 import ast
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from userrep.config import Config, ConfigError
-from userrep.data.item_text import record_text
+from userrep.data.item_text import record_attributes, record_text
 from userrep.data.sources.lines import spans
 from userrep.data.sources.records import parts_of
 from userrep.data.sources.source import Part, TableName
@@ -43,6 +43,7 @@ class AmazonSource(Config):
     text_columns: tuple[str, ...] = Field(
         default=("title", "brand|store", "categories|category|main_category"), min_length=1
     )
+    keep_attributes: bool = False  # texts as attributes with keys (`data/item_text.py`), for models that read them
 
     def services(self) -> list[str]:
         """The categories, in the order given."""
@@ -59,7 +60,11 @@ class AmazonSource(Config):
         found: list[Part] = []
         for category in self.categories:
             path = self._file(category, table)
-            parse = partial(_item, self.text_columns) if table == "items" else partial(_event, category)
+            parse = (
+                partial(_item, record_attributes if self.keep_attributes else record_text, self.text_columns)
+                if table == "items"
+                else partial(_event, category)
+            )
             found += parts_of(spans(path, path.name), table, parse, Rules(self.categories, "s"), "utf-8")
         return found
 
@@ -89,9 +94,11 @@ def _record(line: str) -> Mapping[str, Any]:
     return record
 
 
-def _item(text_columns: tuple[str, ...], line: str) -> Sequence[object]:
+def _item(
+    to_text: Callable[[Mapping[str, Any], Sequence[str]], str], text_columns: tuple[str, ...], line: str
+) -> Sequence[object]:
     record = _record(line)
-    return record.get("parent_asin", record.get("asin")), record_text(record, text_columns)
+    return record.get("parent_asin", record.get("asin")), to_text(record, text_columns)
 
 
 def _event(category: str, line: str) -> Sequence[object]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from userrep.config import Config, ConfigError
-from userrep.data.item_text import ALTERNATIVE, item_text, record_text
+from userrep.data.item_text import ALTERNATIVE, item_text, record_attributes, record_text
 from userrep.data.sources.columns import TimeUnit
 from userrep.data.sources.lines import Encoding, first_line, spans
 from userrep.data.sources.records import parts_of, split_csv
@@ -44,6 +44,7 @@ class ItemFiles(Config):
     files: str = "items.*"
     item_id: str = "item_id"
     text: tuple[str, ...] | None = None
+    keep_attributes: bool = False  # texts as attributes with keys (`data/item_text.py`), for models that read them
 
     def columns(self) -> tuple[str, ...]:
         """The columns that every file must have."""
@@ -171,9 +172,10 @@ def _event(columns: EventFiles, service: str, record: Mapping[str, Any]) -> Sequ
 
 def _item(columns: ItemFiles, record: Mapping[str, Any]) -> Sequence[object]:
     item_id = record.get(columns.item_id)
-    if columns.text is not None:
-        return item_id, record_text(record, columns.text)
-    return item_id, item_text(value for name, value in record.items() if name != columns.item_id)
+    if columns.text is None and not columns.keep_attributes:
+        return item_id, item_text(value for name, value in record.items() if name != columns.item_id)
+    names = columns.text or tuple(name for name in record if name != columns.item_id)
+    return item_id, (record_attributes if columns.keep_attributes else record_text)(record, names)
 
 
 def _user(columns: UserFiles, record: Mapping[str, Any]) -> Sequence[object]:

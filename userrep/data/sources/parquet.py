@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from userrep.config import Config, ConfigError
-from userrep.data.item_text import ALTERNATIVE, column_texts, default_text_columns
+from userrep.data.item_text import ALTERNATIVE, column_texts, default_text_columns, record_attributes
 from userrep.data.sources.columns import TimeUnit, plain
 from userrep.data.sources.parquet_file import Slice, check_columns, find_files, read_batches, slices
 from userrep.data.sources.source import Parsed, Part, TableName
@@ -49,6 +49,7 @@ class ParquetSource(Config):
     service_names: tuple[str, ...] | None = Field(default=None, min_length=1)
     # Alternatives by `|`; None: all string and list-of-string columns but the item id and the service
     text_columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    keep_attributes: bool = False  # texts as attributes with keys (`data/item_text.py`), for models that read them
     # None: all columns of users but the id
     label_columns: tuple[str, ...] | None = None
 
@@ -107,7 +108,7 @@ class ParquetSource(Config):
                     f"{path} has neither {self.time!r} nor {self.position!r}: the order of events is unknown; "
                     f"set `time` or `position` to one of its columns {schema.names}"
                 )
-            return _Roles(names, (), self.default_service)
+            return _Roles(names, (), self.default_service, False)
         if table == "items":
             entries = self.text_columns
             if entries is None:
@@ -124,7 +125,7 @@ class ParquetSource(Config):
             problem = f"has no {unknown}" if unknown else f"has nested {nested}" if nested else "has no text column"
             raise ConfigError(f"{path} {problem}: its columns are {schema.names}; set `{option}`")
         id_role = ("item_id", self.item_id) if table == "items" else ("user_id", self.user_id)
-        return _Roles(dict([id_role]), fields, self.default_service)
+        return _Roles(dict([id_role]), fields, self.default_service, self.keep_attributes)
 
 
 class _Roles(NamedTuple):
@@ -133,6 +134,7 @@ class _Roles(NamedTuple):
     columns: dict[str, str]  # role, as in validate.Batch -> column
     fields: tuple[tuple[str, ...], ...]  # text columns with their alternatives, or label columns
     default_service: str
+    keep_attributes: bool
 
 
 def _read(part: Slice, table: TableName, roles: _Roles, rules: Rules) -> Iterator[Parsed]:
@@ -152,11 +154,19 @@ def _read(part: Slice, table: TableName, roles: _Roles, rules: Rules) -> Iterato
                 values[name], is_bad = _python_values(rows.column(name), is_text=table == "users")
                 undecodable |= is_bad
             if table == "items":
-                texts = column_texts([[values[name] for name in field] for field in roles.fields])
-                columns["text"] = pa.array(texts, pa.string())
+                columns["text"] = pa.array(_texts(values, roles), pa.string())
             else:
                 columns["labels"] = _label_maps(values, rows.num_rows)
         yield check(table, Batch(part.name, lines, columns, partial(_record, rows), undecodable), rules)
+
+
+def _texts(values: dict[str, list[object]], roles: _Roles) -> list[str]:
+    if not roles.keep_attributes:
+        return column_texts([[values[name] for name in field] for field in roles.fields])
+    entries = [ALTERNATIVE.join(field) for field in roles.fields]
+    return [
+        record_attributes(dict(zip(values, row, strict=True)), entries) for row in zip(*values.values(), strict=True)
+    ]
 
 
 def _valid_text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
