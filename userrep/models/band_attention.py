@@ -125,7 +125,7 @@ class _BandAttention(torch.autograd.Function):
         grad_first = _blocks((grad_PAd * first_value).sum(dim=2, keepdim=True))
         grad_both = torch.cat((grad_first, grad_KAQd @ _blocks(value_PAd, reach).transpose(2, 3)), dim=3)
         # Of the softmax: p (g - sum of p g).
-        grad_both = torch._softmax_backward_data(grad_both.to(wide), both.to(wide), 3, wide).to(both.dtype)
+        grad_both = torch.ops.aten._softmax_backward_data(grad_both.to(wide), both.to(wide), 3, wide).to(both.dtype)
         grad_PA1, grad_KAQB = _stream(grad_both[..., :1], num_tokens), grad_both[..., 1:]
 
         grad_query = _stream(grad_KAQB @ _blocks(key_PAd, reach), num_tokens).addcmul_(grad_PA1, first_key).mul_(scale)

@@ -69,8 +69,8 @@ class LongformerLayer(nn.Module):
     def _attend_locally(
         self, query_PD: torch.Tensor, key_PD: torch.Tensor, value_PD: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
-        heads = (part.unflatten(1, (self.num_heads, -1)) for part in (query_PD, key_PD, value_PD))
-        return attend_in_band(*heads, layout).flatten(1)
+        query, key, value = (part.unflatten(1, (self.num_heads, -1)) for part in (query_PD, key_PD, value_PD))
+        return attend_in_band(query, key, value, layout).flatten(1)
 
     def _attend_globally(self, x_PD: torch.Tensor, layout: Layout) -> torch.Tensor:
         """What the first token of each sequence gathers from all of its tokens, by projections of its own. (N, D)."""
