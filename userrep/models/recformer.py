@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from userrep.config import Config
-from userrep.models.longformer import Layout, LongformerLayer, lay_out
+from userrep.models.band_attention import Layout, lay_out
+from userrep.models.longformer import LongformerLayer
 from userrep.models.packing import Groups
 
 NUM_TYPES = 3  # [CLS], key, value
