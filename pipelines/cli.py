@@ -191,7 +191,7 @@ def show_config(
 
     if list_names:
         for name, description in describe_configs().items():
-            sys.stdout.write(f"{name:12} {description}\n")
+            sys.stdout.write(f"{name:20} {description}\n")
         return
     sys.stdout.write(yaml.safe_dump(_config(config, data, overrides).model_dump(mode="json"), sort_keys=False))
 

@@ -16,6 +16,7 @@ from userrep.data.tokenizer import TokenizeConfig
 from userrep.schema import task_column
 from userrep.training.cells import TaskTraining
 from userrep.training.settings import CluePretraining, WorkersConfig, check_batch_divides
+from userrep.training.systems import AnyPretraining
 
 
 class EvaluateConfig(Config):
@@ -76,7 +77,7 @@ class JobConfig(Config):
     source: SourceConfig = SyntheticSource()
     ingest: IngestConfig = IngestConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
-    pretrain: CluePretraining = CluePretraining()
+    pretrain: AnyPretraining = CluePretraining()
     workers: WorkersConfig = WorkersConfig()
     teach: TeachConfig = TeachConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -84,9 +85,24 @@ class JobConfig(Config):
     publish: PublishConfig = PublishConfig()
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
+    def _fits_together(self) -> Self:
         check_batch_divides(self.pretrain, self.workers)
+        if self.teach.questions:
+            _ = self.clue
         return self
+
+    @property
+    def clue(self) -> CluePretraining:
+        """The pretraining of CLUE.
+
+        Raises:
+            ConfigError: the job pretrains another system.
+        """
+        if not isinstance(self.pretrain, CluePretraining):
+            raise ConfigError(
+                f"pretrain.system={self.pretrain.system}: this is for CLUE alone, set pretrain.system=clue"
+            )
+        return self.pretrain
 
     def with_data(self, path: Path) -> Self:
         """Points the source to a path on this machine.

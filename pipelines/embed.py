@@ -1,14 +1,21 @@
-"""Stage `embed`: `encoder/` or `taught/`, and `shards/` -> `embeddings/`: a vector of every user, and one per task."""
+"""Stage `embed`: `encoder/` or `taught/`, and `shards/` -> `embeddings/`: a vector of every user, and one per task.
+
+Where the encoder compares users with items, `item_embeddings/` has a vector of every item.
+"""
 
 from typing import Any
 
-from pipelines import evaluate, tokenize
+from pipelines import evaluate, ingest, pretrain, tokenize
 from pipelines.job import Draft, Job, code_version
 from pipelines.teach import encoder_table, task_facts
-from userrep.inference import embed_shards
+from userrep.inference import embed_items, embed_shards
+from userrep.publishing.entity import ITEM
 from userrep.publishing.table import finish_table
+from userrep.training.encoders import open_encoder
+from userrep.training.settings import CluePretraining
 
 TABLE = "embeddings"
+ITEM_TABLE = "item_embeddings"
 
 
 def run(job: Job) -> None:
@@ -23,11 +30,11 @@ def run(job: Job) -> None:
             parts = embed_shards(
                 job.path(table), job.path(tokenize.TABLE), draft.directory, max_events, config.dtype, advance
             )
-        systems = [name for name, value in quality.items() if isinstance(value, dict)]
+        systems = quality["systems"]
         finish_table(
             draft.directory,
             parts=parts,
-            dim=job.config.pretrain.model.dim,
+            dim=open_encoder(job.path(table)).dim,
             dtype=config.dtype,
             tasks=task_facts(job).get("order", [])[1:],
             facts={
@@ -47,6 +54,52 @@ def run(job: Job) -> None:
         )
 
     job.run_stage("embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, table, evaluate.TABLE), write)
+    if has_items(job):
+        _embed_items(job)
+
+
+def has_items(job: Job) -> bool:
+    """Whether the job's encoder has vectors of items beside those of users, in one space."""
+    return not isinstance(job.config.pretrain, CluePretraining)
+
+
+def _embed_items(job: Job) -> None:
+    """`encoder/` and `ingest/` -> `item_embeddings/`: a vector of every item of the catalogue."""
+    config = job.config.embed
+
+    def write(draft: Draft) -> None:
+        encoder, shards = job.manifest(pretrain.TABLE), job.manifest(tokenize.TABLE)
+        num_parts = len(shards.facts["shards"])
+        with job.console.progress("embed items", "items") as advance:
+            parts = embed_items(
+                job.path(pretrain.TABLE), job.path(ingest.TABLE), draft.directory, num_parts, config.dtype, advance
+            )
+        finish_table(
+            draft.directory,
+            parts=parts,
+            dim=open_encoder(job.path(pretrain.TABLE)).dim,
+            dtype=config.dtype,
+            facts={
+                "name": item_table_name(job),
+                "encoder_digest": encoder.digest(),
+                "tokenizer_digest": shards.facts["tokenizer_digest"],
+                "data_digest": shards.digest(),
+                "code_version": code_version(),
+                "limits": ["The dot product with a user vector of the same encoder ranks the user's next items."],
+            },
+            config=draft.config,
+            inputs=draft.inputs,
+            entity=ITEM,
+        )
+
+    job.run_stage(
+        "embed items", ITEM_TABLE, config.model_dump(mode="json"), (ingest.TABLE, tokenize.TABLE, pretrain.TABLE), write
+    )
+
+
+def item_table_name(job: Job) -> str:
+    """Registered name of the item table."""
+    return f"{job.config.publish.name}_items"
 
 
 def _task_facts(job: Job) -> dict[str, dict[str, Any]]:

@@ -16,13 +16,16 @@ from pipelines import tokenize
 from pipelines.job import Draft, Job
 from pipelines.tracking import RUNS, tracked
 from userrep.config import digest_json
+from userrep.data.features import VALUES_FILE, VOCABULARY_FILE
 from userrep.data.tokenizer import TOKENIZER_NAME
 from userrep.manifest import read_manifest
-from userrep.models.clue import Clue, count_parameters
-from userrep.training.checkpoint import CHECKPOINTS, DAMAGED, MODEL_FILE, best_checkpoint
+from userrep.models.clue import count_parameters
+from userrep.models.recformer import Recformer
+from userrep.training.checkpoint import BEST_METRIC, CHECKPOINTS, DAMAGED, MODEL_FILE, best_checkpoint
 from userrep.training.launch import train
 from userrep.training.run_record import RunRecord
 from userrep.training.settings import open_training_stream
+from userrep.training.systems import open_system
 from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 TABLE = "encoder"
@@ -52,21 +55,26 @@ def _export(job: Job, draft: Draft, run_dir: Path) -> None:
     checkpoint = best_checkpoint(run_dir / CHECKPOINTS)
     assert checkpoint is not None, "a finished run has validated at its last step"
     shutil.copyfile(checkpoint / MODEL_FILE, draft.directory / MODEL_FILE)
-    shutil.copyfile(job.path(tokenize.TABLE) / TOKENIZER_NAME, draft.directory / TOKENIZER_NAME)
-    shards, facts = job.manifest(tokenize.TABLE), read_manifest(checkpoint).facts
-    speed = training_speed(run_dir / SPOOL_NAME, job.config.pretrain.global_batch_size)
+    config, shards, facts = job.config.pretrain, job.manifest(tokenize.TABLE).facts, read_manifest(checkpoint).facts
+    for name in (TOKENIZER_NAME, *((VALUES_FILE, VOCABULARY_FILE) if config.system == "two_tower" else ())):
+        shutil.copyfile(job.path(tokenize.TABLE) / name, draft.directory / name)
+    model = open_system(config, job.path(tokenize.TABLE)).build_model()
+    speed = training_speed(run_dir / SPOOL_NAME, config.global_batch_size)
     draft.commit(
         "encoder",
         {
-            "rows": job.config.pretrain.num_steps * job.config.pretrain.global_batch_size,
+            "rows": config.num_steps * config.global_batch_size,
             "best": facts,
             "run_name": run_dir.name,
             "run_key": RunRecord.read(run_dir).key,
             "curve": training_curve(run_dir / SPOOL_NAME),
             "speed": speed,
-            "parameters": count_parameters(Clue(job.config.pretrain.model, shards.facts["vocab_size"])),
-            "vocab_size": shards.facts["vocab_size"],
-            "tokenizer_digest": shards.facts["tokenizer_digest"],
+            "model": model.config.model_dump(mode="json"),  # a backbone has a shape of its own
+            "parameters": count_parameters(model),
+            "vocab_size": shards["vocab_size"],
+            "num_embeddings": model.token_embedding.num_embeddings if isinstance(model, Recformer) else None,
+            "attributes": job.manifest(tokenize.TABLE).config["attributes"],
+            "tokenizer_digest": shards["tokenizer_digest"],
         },
     )
     job.console.say(
@@ -131,8 +139,8 @@ def _progress(job: Job, run_dir: Path) -> Iterator[None]:
                     metrics, step = point["metrics"], point["step"]
                     if first_step is None:
                         first_step = step
-                    if "val/loss" in metrics:
-                        validation = f", val {metrics['val/loss']:.3f}, recall@10 {metrics['val/recall_at_10']:.3f}"
+                    if BEST_METRIC in metrics:
+                        validation = f", validation recall@10 {metrics[BEST_METRIC]:.3f}"
                     note = f"loss {metrics['train/loss']:.3f}{validation}"
                     advance(step, config.num_steps, (step - first_step + 1) * config.global_batch_size, note)
 

@@ -1,6 +1,7 @@
 """Stages `publish` and `pull`: `embeddings/` -> a version in the registry -> `pulled/`, verified."""
 
 import json
+from typing import Any
 
 from pipelines import embed, evaluate, pretrain
 from pipelines.job import Draft, Job
@@ -11,6 +12,7 @@ from userrep.publishing.connection import redacted
 from userrep.publishing.registry import publish
 
 TABLE = "published"
+ITEM_TABLE = "published_items"
 PULLED = "pulled"
 RECORD = "version.json"
 
@@ -43,6 +45,33 @@ def run(job: Job) -> None:
 
     resolved = {**config.model_dump(mode="json"), "tracking_uri": redacted(uri)}
     job.run_stage("publish", TABLE, resolved, (pretrain.TABLE, evaluate.TABLE, embed.TABLE), write)
+    if embed.has_items(job):
+        _publish_items(job, resolved)
+
+
+def _publish_items(job: Job, resolved: dict[str, Any]) -> None:
+    config, uri = job.config.publish, tracking_uri(job.workdir)
+
+    def write(draft: Draft) -> None:
+        encoder = job.manifest(pretrain.TABLE).facts
+        published = publish(
+            job.path(embed.ITEM_TABLE),
+            embed.item_table_name(job),
+            config.alias,
+            tracking_uri=uri,
+            experiment=config.experiment,
+            run_id=run_id_of(job, encoder["run_name"], encoder["run_key"]),
+            metrics={},
+            tags={"config": job.config.name},
+            artifact_root=artifact_root(job.workdir),
+            verbose=job.console.is_verbose,
+        )
+        record = {"name": published.name, "version": published.version, "alias": published.alias}
+        (draft.directory / RECORD).write_text(json.dumps(record))
+        draft.commit("published", {**record, "rows": job.manifest(embed.ITEM_TABLE).facts["rows"]})
+        job.console.say(f"publish: {published.name}@{published.alias} is version {published.version}")
+
+    job.run_stage("publish items", ITEM_TABLE, resolved, (pretrain.TABLE, embed.ITEM_TABLE), write)
 
 
 def run_pull(job: Job) -> dict[str, object]:

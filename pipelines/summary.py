@@ -18,7 +18,7 @@ def summarize(job: Job, pulled: dict[str, object], memory: PeakMemory, seconds: 
     source, table = job.manifest(ingest.TABLE).facts, job.manifest(embed.TABLE).facts
     results = job.manifest(evaluate.TABLE).facts
     published = job.manifest(publish.TABLE).facts
-    baselines = {name: value for name, value in results.items() if isinstance(value, dict) and name != "encoder"}
+    baselines = {name: value for name, value in results.items() if name in results["systems"] and name != "encoder"}
     return {
         "config": job.config.name,
         "seconds": round(seconds, 2),
@@ -39,6 +39,7 @@ def summarize(job: Job, pulled: dict[str, object], memory: PeakMemory, seconds: 
         },
         "pretrain": _pretrain(job) | {"pool": results["pool"], "views": results["views"]} | results["encoder"],
         "baselines": baselines,
+        "corpus": results.get("corpus", {}),
         "tasks": task_facts(job),
         "table": {
             "name": published["name"],
@@ -65,7 +66,7 @@ def _pretrain(job: Job) -> dict[str, Any]:
         "steps": facts["curve"][-1]["step"],
         "samples_seen": facts["curve"][-1]["step"] * job.config.pretrain.global_batch_size,
         **facts["speed"],
-        "val_loss": facts["best"]["metrics"]["val/loss"],
+        "val_loss": facts["best"]["metrics"].get("val/loss"),
         "best_step": facts["best"]["step"],
         "batch_hash": facts["best"]["batch_hash"],
         "parameters": facts["parameters"],

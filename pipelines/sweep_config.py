@@ -43,12 +43,12 @@ class SweepConfig(Config):
 
     @model_validator(mode="after")
     def _runs_share_their_steps(self) -> Self:
-        if self.job.pretrain.optim.schedule != "wsd":
+        if self.job.clue.optim.schedule != "wsd":
             raise ValueError(
-                f"job.pretrain.optim.schedule={self.job.pretrain.optim.schedule}: cells of several durations share "
+                f"job.pretrain.optim.schedule={self.job.clue.optim.schedule}: cells of several durations share "
                 "their steps at a constant learning rate, set it to wsd"
             )
-        if self.job.pretrain.mix:
+        if self.job.clue.mix:
             raise ValueError("job.pretrain.mix is not empty: a sweep is over one data set, leave it out")
         return self
 

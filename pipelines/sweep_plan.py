@@ -111,7 +111,7 @@ class SweepPlan:
     def flops_of(self, unit: Unit) -> float:
         """Operations that are computed for a unit: its cells share most of theirs."""
         longest = unit.cells[-1]
-        return unit.steps_of(self.config.job.pretrain.optim) * longest.flops / longest.cell.num_steps
+        return unit.steps_of(self.config.job.clue.optim) * longest.flops / longest.cell.num_steps
 
     def seconds_of(self, unit: Unit, throughput: Throughput) -> float:
         """Of a unit in a lane."""
@@ -120,7 +120,7 @@ class SweepPlan:
 
     def pretrain_config(self, cell: Cell) -> CluePretraining:
         """Config of the run of a cell."""
-        return self.config.job.pretrain.with_overrides(cell.overrides())
+        return self.config.job.clue.with_overrides(cell.overrides())
 
     def cell_directory(self, cell_id: str) -> Path:
         """Where a cell is kept."""
@@ -147,7 +147,7 @@ def make_plan(config: SweepConfig, shards: Path, workdir: Path, room: Room) -> S
     Raises:
         ConfigError: the design does not fit itself, the ladder or the data.
     """
-    manifest, pretrain = read_manifest(shards), config.job.pretrain
+    manifest, pretrain = read_manifest(shards), config.job.clue
     facts, kinds = manifest.facts, pretrain.views.kinds
     total = sum(g["samples"]["train"][kind] for s in facts["shards"] for g in s["row_groups"] for kind in kinds)
     try:
@@ -230,7 +230,7 @@ def throughput_of(plan: SweepPlan, given: float | None = None) -> Throughput:
         raise ConfigError(
             "lanes.use_gpu=true, and this machine has no GPU to measure throughput on: give --flops-per-s of a lane"
         )
-    digest = digest_json([lanes.model_dump(mode="json", exclude={"num_lanes"}), plan.config.job.pretrain.precision])
+    digest = digest_json([lanes.model_dump(mode="json", exclude={"num_lanes"}), plan.config.job.clue.precision])
     if path.is_file() and (known := Throughput.parse(json.loads(path.read_text()))).lanes == digest:
         return known
     by_size = {p.parameters["non_embedding"]: p for p in plan.cells if plan.fits(p)}

@@ -69,7 +69,7 @@ def plan_summary(plan: SweepPlan, throughput: Throughput, budget: Budget, num_la
 
 def derivations(plan: SweepPlan) -> str:
     """How every size of the ladder came to be, with formulas and sources."""
-    base, sizes = plan.config.job.pretrain.model, set[float]()
+    base, sizes = plan.config.job.clue.model, set[float]()
     for grid in plan.config.grids:
         sizes |= {*grid.parameters, *((grid.center.parameters,) if grid.center else ())}
     return "\n\n".join(make_rung(size, plan.config.ladder, base).describe() for size in sorted(sizes))

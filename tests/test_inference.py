@@ -13,6 +13,7 @@ from userrep.data.views import merge_row_groups, read_row_group
 from userrep.inference import embedding_rows, encode_users, recent_items
 from userrep.models.clue import Clue, ClueConfig
 from userrep.publishing.table import write_part
+from userrep.training.encoders import ClueEncoder
 
 VOCAB = 1000
 
@@ -38,19 +39,19 @@ def user(name: str, *histories: str) -> User:
 def test_vector_is_the_mean_of_the_services(tmp_path: Path, model: Clue) -> None:
     users = [user("both", "abca", "de"), user("first", "abca"), user("second", "de")]
     write_shards(tmp_path, [[users]])
-    both, first, second = encode_users(model, read_row_group(tmp_path, 0, 0), max_events=64)
+    both, first, second = encode_users(ClueEncoder(model), read_row_group(tmp_path, 0, 0), max_events=64)
     np.testing.assert_allclose(both, (first + second) / np.linalg.norm(first + second), atol=1e-6)
 
 
 def test_vector_depends_on_the_user_alone(tmp_path: Path, model: Clue) -> None:
     users = [user(f"user {n}", "abcdefghij"[n % 4 : n + 1], "jihg"[: 1 + n % 3]) for n in range(9)]
     write_shards(tmp_path, [[users], [[users[n]] for n in (4, 8, 0)]])
-    together = encode_users(model, read_row_group(tmp_path, 0, 0), max_events=3)
+    together = encode_users(ClueEncoder(model), read_row_group(tmp_path, 0, 0), max_events=3)
     for number, n in enumerate((4, 8, 0)):
-        alone = encode_users(model, read_row_group(tmp_path, 1, number), max_events=3)
+        alone = encode_users(ClueEncoder(model), read_row_group(tmp_path, 1, number), max_events=3)
         np.testing.assert_allclose(alone[0], together[n], atol=1e-6)
     merged, _ = merge_row_groups([read_row_group(tmp_path, 1, number) for number in range(3)])
-    np.testing.assert_allclose(encode_users(model, merged, max_events=3), together[[4, 8, 0]], atol=1e-6)
+    np.testing.assert_allclose(encode_users(ClueEncoder(model), merged, max_events=3), together[[4, 8, 0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -58,7 +59,7 @@ def test_rows_state_what_they_were_computed_from(tmp_path: Path, model: Clue, dt
     unknown = User("untimed", "test", {0: [("a", None), ("b", None)]})
     write_shards(tmp_path / "shards", [[[user("both", "abca", "de"), unknown]]])
     group = read_row_group(tmp_path / "shards", 0, 0)
-    vectors = encode_users(model, group, max_events=64)
+    vectors = encode_users(ClueEncoder(model), group, max_events=64)
     rows = embedding_rows(group, vectors, dtype, {})
     assert rows["num_events"].to_pylist() == [6, 2]
     assert rows["last_time"].to_pylist() == [21, None]

@@ -1,4 +1,4 @@
-"""Checkpoint -> user vectors, shard by shard, with Ray Data actors that load the encoder once."""
+"""Checkpoint -> user vectors, and those of items, part by part, with Ray Data actors that load the encoder once."""
 
 import json
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -16,26 +17,32 @@ from ray.data import ActorPoolStrategy
 from userrep.continual.catalog import build_method
 from userrep.continual.network import TaskSpec
 from userrep.data.assemble import NO_TIME, users_file
+from userrep.data.parse import ITEMS
 from userrep.data.task_builder import left_padded, places_from_end
 from userrep.data.tokenizer import check_digest
 from userrep.data.views import RowGroup, all_histories, read_row_group
 from userrep.manifest import FileEntry, read_manifest
 from userrep.models.clue import Clue, ClueConfig
 from userrep.models.clue_backbone import ClueBackbone
-from userrep.publishing.table import write_part
-from userrep.schema import task_column, user_embeddings
+from userrep.publishing.entity import ITEM
+from userrep.publishing.table import bucket_of, write_part
+from userrep.schema import item_embeddings, task_column, user_embeddings
 from userrep.training.cells import METHOD_FILE
-from userrep.training.checkpoint import load_encoder, load_model
-from userrep.training.encoding import encode, encode_items
+from userrep.training.checkpoint import load_model
+from userrep.training.encoders import ItemEncoder, TrainedEncoder, open_encoder
+from userrep.training.encoding import encode_items
 
 
 @torch.no_grad()
-def encode_users(model: Clue, group: RowGroup, max_events: int) -> np.ndarray:
+def encode_users(encoder: TrainedEncoder, group: RowGroup, max_events: int) -> np.ndarray:
     """One vector per user, float32 (N, D), L2 norm 1: the mean of the vectors of the user's histories, normalised."""
-    history_HD = encode(model, all_histories(group, max_events))
+    history_HD = encoder.encode_histories(all_histories(group, max_events))
     user_H = torch.from_numpy(np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets)))
     user_ND = torch.zeros(len(group.keys), history_HD.shape[1]).index_add_(0, user_H, history_HD)
     return F.normalize(user_ND, dim=-1).numpy()
+
+
+ENCODE_ITEMS = 1024  # items whose texts are tokenized at once
 
 
 class TaskVectors:
@@ -120,7 +127,7 @@ class ShardEncoder:
 
     def __init__(self, encoder: str, shards: str, target: str, max_events: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._model = load_encoder(Path(encoder))
+        self._encoder = open_encoder(Path(encoder))
         self._task_vectors = TaskVectors(Path(encoder)) if is_taught(Path(encoder)) else None
         self._shards, self._target = Path(shards), Path(target)
         self._max_events, self._dtype = max_events, dtype
@@ -129,11 +136,13 @@ class ShardEncoder:
         """Encodes all users of a shard; memory is bounded by the shard's vectors plus one row group."""
         shard = int(row["id"])
         tasks = self._task_vectors.tasks if self._task_vectors else ()
-        parts = [user_embeddings(self._model.config.dim, self._dtype, tasks).empty_table()]
+        parts = [user_embeddings(self._encoder.dim, self._dtype, tasks).empty_table()]
         for number in range(pq.ParquetFile(self._shards / users_file(shard)).num_row_groups):
             group = read_row_group(self._shards, shard, number)
-            vectors = encode_users(self._model, group, self._max_events)
-            task_vectors = self._task_vectors.encode(self._model, group) if self._task_vectors else {}
+            vectors, task_vectors = encode_users(self._encoder, group, self._max_events), {}
+            if self._task_vectors:
+                assert isinstance(self._encoder.model, Clue), "no other encoder is taught tasks"
+                task_vectors = self._task_vectors.encode(self._encoder.model, group)
             parts.append(embedding_rows(group, vectors, self._dtype, task_vectors))
         entry = write_part(self._target, shard, pa.concat_tables(parts))
         return {"shard": shard, "entry": json.dumps(entry.model_dump(mode="json"))}
@@ -157,27 +166,78 @@ def embed_shards(
         read_manifest(encoder).facts["tokenizer_digest"], shards_manifest.facts["tokenizer_digest"], str(shards)
     )
     num_shards = len(shards_manifest.facts["shards"])
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    actors = min(max(1, cpus - 1), num_shards)  # one CPU stays free for the tasks that feed the actors
     arguments = {
         "encoder": str(encoder),
         "shards": str(shards),
         "target": str(target),
         "max_events": max_events,
         "dtype": dtype,
-        "threads": max(1, cpus // actors),
     }
-    dataset = ray.data.range(num_shards, override_num_blocks=num_shards).map(
-        cast(Any, ShardEncoder),  # a class is an actor; Ray's annotation knows functions only
-        fn_constructor_kwargs=arguments,
+    return _run_actors(ShardEncoder, arguments, num_shards, progress)
+
+
+class CatalogueEncoder:
+    """Ray Data actor: the number of a bucket of items in, the entry of the table part that it wrote out."""
+
+    def __init__(self, encoder: str, ingest: str, target: str, num_parts: int, dtype: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        trained = open_encoder(Path(encoder))
+        assert isinstance(trained, ItemEncoder), "the stage asks for items of such encoders alone"
+        self._encoder, self._ingest, self._target = trained, Path(ingest), Path(target)
+        self._num_parts, self._dtype = num_parts, dtype
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Encodes the items of a bucket; the catalogue is scanned, and memory bounded by the bucket's vectors."""
+        bucket, found = int(row["id"]), dict[str, str]()
+        files = [str(path) for path in sorted((self._ingest / ITEMS).glob("part-*.parquet"))]
+        for batch in pa.dataset.dataset(files, format="parquet").to_batches(columns=["item_id", "text"]):
+            for item_id, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if bucket_of(item_id, self._num_parts) == bucket:
+                    found.setdefault(item_id, text)  # of several records of an item the first one counts
+        schema = item_embeddings(self._encoder.dim, self._dtype)
+        parts, ids = [schema.empty_table()], list(found)
+        for start in range(0, len(ids), ENCODE_ITEMS):
+            part = ids[start : start + ENCODE_ITEMS]
+            vectors = self._encoder.encode_items(part, [found[item_id] for item_id in part])
+            parts.append(pa.table([pa.array(part, pa.string()), _vector_column(vectors, self._dtype)], schema=schema))
+        entry = write_part(self._target, bucket, pa.concat_tables(parts), ITEM)
+        return {"shard": bucket, "entry": json.dumps(entry.model_dump(mode="json"))}
+
+
+def embed_items(
+    encoder: Path, ingest: Path, target: Path, num_parts: int, dtype: str, progress: Callable[[int, int, int], None]
+) -> list[FileEntry]:
+    """Writes the vectors of all items of an ingested table. Returns the entries of the parts, by bucket.
+
+    Args:
+        encoder: directory of an encoder that has vectors of items.
+        ingest: directory of the table.
+        target: where the parts go.
+        num_parts: of the table; items are dealt to them by the hash of their id.
+        dtype: of the vectors.
+        progress: called in the driver as parts are done.
+    """
+    arguments = {"encoder": str(encoder), "ingest": str(ingest), "target": str(target), "dtype": dtype}
+    return _run_actors(CatalogueEncoder, {**arguments, "num_parts": num_parts}, num_parts, progress)
+
+
+def _run_actors(
+    actor: type, arguments: dict[str, Any], num_parts: int, progress: Callable[[int, int, int], None]
+) -> list[FileEntry]:
+    """Entries of the parts 0 to num_parts - 1, each written by one of several actors."""
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    actors = min(max(1, cpus - 1), num_parts)  # one CPU stays free for the tasks that feed the actors
+    dataset = ray.data.range(num_parts, override_num_blocks=num_parts).map(
+        cast(Any, actor),  # a class is an actor; Ray's annotation knows functions only
+        fn_constructor_kwargs={**arguments, "threads": max(1, cpus // actors)},
         compute=ActorPoolStrategy(size=actors),
         num_cpus=1,
     )
     entries: dict[int, FileEntry] = {}
     for row in dataset.iter_rows():
         entries[int(row["shard"])] = FileEntry.parse(json.loads(row["entry"]))
-        progress(len(entries), num_shards, sum(entry.rows or 0 for entry in entries.values()))
-    return [entries[shard] for shard in range(num_shards)]
+        progress(len(entries), num_parts, sum(entry.rows or 0 for entry in entries.values()))
+    return [entries[part] for part in range(num_parts)]
 
 
 def _last_times(group: RowGroup) -> pa.Array:

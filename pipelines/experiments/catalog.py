@@ -8,14 +8,27 @@ import yaml
 
 from pipelines.config import JobConfig
 from pipelines.continual_config import ContinualJobConfig
-from pipelines.experiments import continual, public, sweeps, synthetic
+from pipelines.experiments import continual, next_item, public, sweeps, synthetic
 from pipelines.sweep_config import SweepConfig
 from userrep.config import Config, ConfigError
 from userrep.training.cells import Cell
 
 CONFIGS: dict[str, Callable[[], JobConfig]] = {
     function.__name__: function
-    for function in (synthetic.demo, synthetic.smoke, public.yelp2019, public.amazon2014, public.ml1m, public.parquet)
+    for function in (
+        synthetic.demo,
+        synthetic.smoke,
+        public.yelp2019,
+        public.amazon2014,
+        public.ml1m,
+        public.parquet,
+        next_item.recformer_smoke,
+        next_item.two_tower_smoke,
+        next_item.recformer_amazon2014,
+        next_item.recformer_amazon2018,
+        next_item.two_tower_amazon2014,
+        next_item.two_tower_yelp2019,
+    )
 }
 
 

@@ -27,7 +27,7 @@ AMAZON_RATES = RateRule(
 def sweep_smoke() -> SweepConfig:
     """Six tiny cells, to see that sweeps work here; their laws mean nothing."""
     job = synthetic.smoke()
-    pretrain = job.pretrain.model_copy(update={"optim": OPTIM.model_copy(update={"warmup_steps": 2})})
+    pretrain = job.clue.model_copy(update={"optim": OPTIM.model_copy(update={"warmup_steps": 2})})
     return SweepConfig(
         name="sweep_smoke",
         job=job.model_copy(update={"name": "sweep_smoke", "pretrain": pretrain}),
@@ -81,7 +81,7 @@ def sweep_amazon2014() -> SweepConfig:
     job = public.amazon2014()
     return SweepConfig(
         name="sweep_amazon2014",
-        job=job.model_copy(update={"pretrain": job.pretrain.model_copy(update={"optim": OPTIM})}),
+        job=job.model_copy(update={"pretrain": job.clue.model_copy(update={"optim": OPTIM})}),
         grids=(
             GridConfig(
                 design="star",

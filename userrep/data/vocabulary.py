@@ -5,6 +5,7 @@ Legend: `V` token ids.
 
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -51,6 +52,11 @@ class Vocabulary:
         added = np.ones(size - len(starts), dtype=bool)
         unknown_id = _first_id(tokenizer, UNKNOWN_TOKENS) or 0
         return cls(size, cls_id, mask_id, unknown_id, is_special, np.concatenate([starts, added]))
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """That of a tokenizer.json."""
+    return Vocabulary.of(Tokenizer.from_file(str(path)))
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import scipy.sparse
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from userrep.data.batch import HistoryBatch, gather_ranges
+from userrep.data.key_values import KEY_FLAG
 from userrep.data.pool import Pool
 from userrep.data.split import SPLITS
 from userrep.data.views import RowGroup, all_histories, latest_events, manifest_row_groups, read_row_group
@@ -25,19 +25,33 @@ def random_scores(num_users: int, seed: int = 0) -> np.ndarray:
 
 def popularity_scores(pool: Pool, directory: Path, shards: list[dict[str, Any]]) -> np.ndarray:
     """Mean log popularity of both views' items, (P, P); a row ranks by the candidate alone. Counts training events."""
-    item_ids = pool.group.item_ids
-    counts = np.zeros(len(item_ids), dtype=np.int64)
-    for group in _row_groups(directory, shards):
-        index = pc.fill_null(pc.index_in(group.item_ids, value_set=item_ids), -1).to_numpy()
-        events_of_user = np.diff(group.history_offsets[group.user_offsets])
-        is_train_event = np.repeat(group.splits == SPLITS.index("train"), events_of_user)
-        items = index[group.items[is_train_event]]
-        counts += np.bincount(items[items >= 0], minlength=len(counts))
+    order = np.argsort(pool.group.item_keys)
+    counts = np.empty(len(order), dtype=np.int64)
+    counts[order] = training_counts(pool.group.item_keys[order], directory, shards)
     events = latest_events(pool.samples, pool.max_events)
     sums = np.add.reduceat(np.log1p(counts[pool.group.items[events.positions]]), events.offsets[:-1])
     mean = sums / np.diff(events.offsets)
     anchor_P, positive_P = np.split(mean, 2)
     return anchor_P[:, None] + positive_P[None, :]
+
+
+def training_counts(keys_N: np.ndarray, directory: Path, shards: list[dict[str, Any]]) -> np.ndarray:
+    """Events of each item among training users, int64 (N,).
+
+    Args:
+        keys_N: 64-bit keys of the items, uint64, ascending; other items are not counted.
+        directory: of the shards.
+        shards: shard facts of its manifest.
+    """
+    counts = np.zeros(len(keys_N), dtype=np.int64)
+    for group in _row_groups(directory, shards):
+        rows = np.minimum(np.searchsorted(keys_N, group.item_keys), len(keys_N) - 1)
+        rows[keys_N[rows] != group.item_keys] = -1
+        events_of_user = np.diff(group.history_offsets[group.user_offsets])
+        is_train_event = np.repeat(group.splits == SPLITS.index("train"), events_of_user)
+        items = rows[group.items[is_train_event]]
+        counts += np.bincount(items[items >= 0], minlength=len(counts))
+    return counts
 
 
 def tfidf_scores(
@@ -67,7 +81,7 @@ def token_counts(batch: HistoryBatch, vocab_size: int) -> scipy.sparse.csr_matri
     """How often each token occurs in each history, sparse (H, V)."""
     lengths = np.diff(batch.token_offsets)[batch.history_items]
     positions, event_offsets = gather_ranges(batch.token_offsets[:-1][batch.history_items], lengths)
-    tokens = batch.tokens[positions]
+    tokens = batch.tokens[positions] & ~KEY_FLAG
     row_borders = event_offsets[batch.history_offsets]
     shape = (len(batch.history_offsets) - 1, vocab_size)
     matrix = scipy.sparse.csr_matrix((np.ones(len(tokens)), tokens, row_borders), shape=shape)

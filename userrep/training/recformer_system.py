@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from userrep.config import ConfigError
 from userrep.data.batch import HistoryBatch
 from userrep.data.item_sequences import item_sequences
 from userrep.data.pool import load_pool
 from userrep.data.tokenizer import TOKENIZER_NAME
-from userrep.data.vocabulary import Vocabulary
+from userrep.data.vocabulary import Vocabulary, read_vocabulary
 from userrep.manifest import read_manifest
 from userrep.models.recformer import Recformer
 from userrep.models.recformer_weights import load_backbone
@@ -33,7 +32,7 @@ class RecformerSystem:
                 f"{shards} holds plain texts, and Recformer reads attributes with keys: "
                 "set source.keep_attributes=true and tokenize.attributes={}"
             )
-        self.vocabulary = Vocabulary.of(Tokenizer.from_file(str(shards / TOKENIZER_NAME)))
+        self.vocabulary = read_vocabulary(shards / TOKENIZER_NAME)
 
     def build_model(self) -> Recformer:
         """A new encoder, or one that starts from the backbone of the config.

@@ -32,7 +32,7 @@ class Objective(nn.Module, ABC):
 class System(Protocol):
     """A kind of model, with its data at hand."""
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Any:
         """A freshly initialised model, from torch's global generator."""
         ...
 
