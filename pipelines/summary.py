@@ -66,7 +66,7 @@ def _pretrain(job: Job) -> dict[str, Any]:
         "steps": facts["curve"][-1]["step"],
         "samples_seen": facts["curve"][-1]["step"] * job.config.pretrain.global_batch_size,
         **facts["speed"],
-        "val_loss": facts["best"]["metrics"].get("val/loss"),
+        "val_loss": facts["best"]["metrics"]["val/loss"],
         "best_step": facts["best"]["step"],
         "batch_hash": facts["best"]["batch_hash"],
         "parameters": facts["parameters"],

@@ -15,6 +15,7 @@ from userrep.training.settings import TwoTowerPretraining
 from userrep.training.system import Validate
 from userrep.training.two_tower_encoding import build_two_tower, encode_rows
 from userrep.training.two_tower_objective import TwoTowerObjective
+from userrep.training.validation import next_item_metrics
 
 
 class TwoTowerSystem:
@@ -45,14 +46,23 @@ class TwoTowerSystem:
         return False
 
     def load_validation(self) -> Validate:
-        """The last items of the first validation users among all items, given the ones before."""
+        """The last items of the first validation users, given the ones before: among those of the pool, and among all.
+
+        Metrics: those of `next_item_metrics`; `val/corpus_recall_at_k` and `val/corpus_map_at_k`, k 10 and 50.
+        """
         config = self._config
         pool = load_pool(self._shards, self._facts["shards"], config.views, "validation", config.pool_size)
         query_rows_P, target_rows_P = pool_rows(pool, self.items)
-        return lambda model: {
-            f"val/{name}": float(values.mean())
-            for name, values in corpus_scores(model, self.items, query_rows_P, target_rows_P).items()
-        }
+
+        def validate(model: TwoTower) -> dict[str, float]:
+            queries = encode_rows(model, self.items, query_rows_P, as_queries=True)
+            targets = encode_rows(model, self.items, target_rows_P)
+            scores = corpus_scores(model, self.items, query_rows_P, target_rows_P)
+            return next_item_metrics(queries, targets, float(model.logit_scale.exp())) | {
+                f"val/corpus_{name}": float(values.mean()) for name, values in scores.items()
+            }
+
+        return validate
 
 
 def pool_rows(pool: Pool, items: ItemFeatures) -> tuple[np.ndarray, np.ndarray]:
