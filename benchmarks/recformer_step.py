@@ -7,19 +7,17 @@ Both start from the same weights, see the same masked words, and reach the same 
 """
 
 import argparse
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LongformerConfig
-from transformers.models.longformer.modeling_longformer import LongformerEncoder, LongformerLMHead
 
-from benchmarks.harness import MIB, Case, Report, argument_parser, measure
+from benchmarks.harness import Case, Report, argument_parser, measure
 from userrep.data.batch import UserBatch
 from userrep.data.item_sequences import item_sequences
 from userrep.data.key_values import KEY_FLAG
@@ -41,6 +39,10 @@ class OfficialRecformer(nn.Module):
 
     def __init__(self, ours: Recformer) -> None:
         super().__init__()
+        # Imported here: our step is measured in a process without transformers.
+        from transformers import LongformerConfig
+        from transformers.models.longformer.modeling_longformer import LongformerEncoder, LongformerLMHead
+
         shape, vocab_size = ours.config, len(ours.token_embedding.weight)
         config = LongformerConfig(
             vocab_size=vocab_size,
@@ -238,13 +240,7 @@ def print_peak(arguments: argparse.Namespace) -> None:
     step = steps(arguments, precision, who)
     for _ in range(3):
         step()
-    print(psutil.Process().memory_full_info().rss / MIB if sys.platform != "linux" else _peak_bytes() / MIB)
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def parse_arguments() -> argparse.Namespace:

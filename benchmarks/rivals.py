@@ -161,7 +161,7 @@ def take_users(batch: HistoryBatch, start: int, stop: int) -> HistoryBatch:
     num_users = (len(batch.history_offsets) - 1) // 2
     histories = np.concatenate([np.arange(start, stop), np.arange(num_users + start, num_users + stop)])
     positions, offsets = gather_ranges(batch.history_offsets[histories], np.diff(batch.history_offsets)[histories])
-    return HistoryBatch(batch.tokens, batch.token_offsets, batch.history_items[positions], offsets)
+    return HistoryBatch(batch.tokens, batch.token_offsets, batch.history_items[positions], offsets, batch.item_keys)
 
 
 def full_matrix_info_nce(anchor_BD: Tensor, positive_BD: Tensor, logit_scale: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def pull(
     uri = choose_uri(workdir, tracking_uri)
     target = to if to != Path() else Path(reference.replace("@", "/").split("/")[0])
     table = pull_table(reference, target, tracking_uri=uri, verbose=verbose)
-    _print({"directory": str(table.directory), **table.manifest.facts})
+    _print({"directory": str(table.directory), "rows_are": f"{table.entity.name}s", **table.manifest.facts})
 
 
 @app.command("show-config")

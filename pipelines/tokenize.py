@@ -1,9 +1,10 @@
-"""Stage `tokenize`: `ingest/` -> `shards/`, the same shards with token ids instead of item texts."""
+"""Stage `tokenize`: `ingest/` -> `shards/`, the same shards with token ids instead of item texts; features of items."""
 
 from pathlib import Path
 
 from pipelines import ingest
 from pipelines.job import Draft, Job
+from userrep.data.featurize import featurize
 from userrep.data.ingest import tokenize_shards
 from userrep.data.parse import ITEMS
 from userrep.data.tokenizer import TOKENIZER_NAME, build_tokenizer, read_texts, tokenizer_digest
@@ -27,6 +28,11 @@ def run(job: Job) -> None:
             num_tokens = tokenize_shards(
                 source, draft.directory, facts["shards"], tokenizer_path, config.attributes, advance
             )
+        features = {}
+        if config.features:
+            items, information_KK = featurize(source, config.features)
+            items.save(draft.directory)
+            features["mutual_information"] = information_KK.tolist()
         num_items = sum(group["items"] for shard in facts["shards"] for group in shard["row_groups"])
         draft.commit(
             "shards",
@@ -41,6 +47,7 @@ def run(job: Job) -> None:
                 "tokenizer": config.name,
                 "tokenizer_digest": tokenizer_digest(tokenizer, config.attributes),
                 "has_keys": config.attributes is not None,
+                **features,
             },
         )
 

@@ -205,14 +205,9 @@ def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
     Raises:
         ValueError: an argument that is not as said here.
     """
-    value_type = {"float32": pa.float32(), "float16": pa.float16()}.get(dtype)
-    if value_type is None or embedding_dim <= 0:
-        raise ValueError(
-            f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0"
-        )
+    vector = _vector(embedding_dim, dtype)
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks {tasks!r}: give a list of names, each of them once")
-    vector = pa.list_(value_type, embedding_dim)
     return pa.schema(
         [
             _field("user_id", pa.string(), "id, as in events"),
@@ -229,3 +224,33 @@ def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
             ),
         ]
     )
+
+
+def item_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -> pa.Schema:
+    """Schema of a published item embedding table.
+
+    Args:
+        embedding_dim: width of the vectors, > 0.
+        dtype: `float32` or `float16`.
+        tasks: empty; here because the schemas of all entities are made from the same facts.
+
+    Raises:
+        ValueError: an argument that is not as said here.
+    """
+    if len(tasks):
+        raise ValueError(f"tasks {tasks!r}: an item has one vector and no column per task; leave the tasks out")
+    return pa.schema(
+        [
+            _field("item_id", pa.string(), "id, as in items"),
+            _field("embedding", _vector(embedding_dim, dtype), "item vector, L2 norm 1"),
+        ]
+    )
+
+
+def _vector(embedding_dim: int, dtype: str) -> pa.DataType:
+    value_type = {"float32": pa.float32(), "float16": pa.float16()}.get(dtype)
+    if value_type is None or embedding_dim <= 0:
+        raise ValueError(
+            f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0"
+        )
+    return pa.list_(value_type, embedding_dim)

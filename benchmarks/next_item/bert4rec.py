@@ -1,7 +1,7 @@
 """BERT4Rec: attention in both directions over item ids, trained to fill masked places (Cloze).
 
 Source: Sun et al., arXiv 1904.06690. Differs: a share of the sequences has its last item alone masked, drawn anew every
-epoch in place of the one in eleven copies of the official code; norms before the blocks.
+epoch, where the official code adds copies of this kind; norms before the blocks; Xavier in place of std 0.02.
 
 Legend: `B` sequences, `L` places, `D` width, `I` items, `M` masked places.
 """

@@ -30,6 +30,7 @@ def batch(num_users: int = 5) -> HistoryBatch:
         token_offsets=np.append(0, token_lengths.cumsum()).astype(np.int32),
         history_items=rng.integers(0, len(token_lengths), size=history_lengths.sum(), dtype=np.int32),
         history_offsets=np.append(0, history_lengths.cumsum()).astype(np.int32),
+        item_keys=np.arange(len(token_lengths)),
     )
 
 

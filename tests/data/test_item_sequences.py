@@ -45,6 +45,7 @@ def test_an_empty_history_is_its_cls(lengths: list[int]) -> None:
         token_offsets=np.array([0, 2], np.int32),
         history_items=np.zeros(sum(lengths), np.int32),
         history_offsets=np.cumsum([0, *lengths]).astype(np.int32),
+        item_keys=np.arange(1),
     )
     found = item_sequences(batch, CLS_ID, 3, 9)
     assert np.diff(found.offsets).tolist() == [1 + 2 * length for length in lengths]

@@ -55,7 +55,7 @@ def test_histories_are_tokenized_as_by_the_official_code() -> None:
         items = [attributes(item) for history in histories for item in history]
         tokens, offsets = compatible(case)(items)
         borders = np.cumsum([0, *map(len, histories)])
-        batch = HistoryBatch(tokens, offsets, np.arange(len(items)), borders)
+        batch = HistoryBatch(tokens, offsets, np.arange(len(items)), borders, np.arange(len(items)))
         found = item_sequences(batch, 0, case["max_item_embeddings"] - 1, case["max_token_num"])
         for name, array in (
             ("input_ids", found.tokens),

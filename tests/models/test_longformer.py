@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.pretrained import shake
-from userrep.models.longformer import LongformerLayer, lay_out
+from userrep.models.band_attention import lay_out
+from userrep.models.longformer import LongformerLayer
 from userrep.models.packing import Groups
 
 DIM, HEADS, MLP = 6, 2, 9
@@ -27,19 +28,19 @@ def group(lengths: list[int]) -> Groups:
     return Groups(tuple((len(list(same)), length) for length, same in itertools.groupby(sorted(lengths))))
 
 
-def alone(layer: LongformerLayer, x_LD: torch.Tensor) -> torch.Tensor:
+def alone(layer: LongformerLayer, window: int | None, x_LD: torch.Tensor) -> torch.Tensor:
     """One sequence."""
     query, key, value = layer.query_key_value(x_LD).chunk(3, dim=1)
     place = torch.arange(len(x_LD))
     is_seen = torch.ones(len(x_LD), len(x_LD), dtype=torch.bool)
-    if layer.reach is not None:
-        is_seen = (place[:, None] - place).abs() <= layer.reach
+    if window is not None:
+        is_seen = (place[:, None] - place).abs() <= window // 2
         is_seen[:, 0] = True
     heads = []
     for part in torch.arange(DIM).chunk(HEADS):
         score_LL = (query[:, part] @ key[:, part].T / len(part) ** 0.5).masked_fill(~is_seen, -torch.inf)
         out_Ld = score_LL.softmax(1) @ value[:, part]
-        if layer.reach is not None:
+        if window is not None:
             score_L = layer.query_global(x_LD[:1])[:, part] @ layer.key_global(x_LD)[:, part].T / len(part) ** 0.5
             out_Ld = torch.cat([score_L.softmax(1) @ layer.value_global(x_LD)[:, part], out_Ld[1:]])
         heads.append(out_Ld)
@@ -54,7 +55,7 @@ def test_values_and_gradients_are_those_of_every_sequence_alone(
 ) -> None:
     layer, groups = make(window, seed), group(lengths)
     x_PD = torch.randn(sum(lengths), DIM, dtype=torch.float64, requires_grad=True)
-    expected = torch.cat([alone(layer, part) for part in x_PD.split(sorted(lengths))])
+    expected = torch.cat([alone(layer, window, part) for part in x_PD.split(sorted(lengths))])
     received = layer(x_PD, lay_out(groups, window, CPU))
     torch.testing.assert_close(received, expected, rtol=0, atol=1e-11)
     weights, leaves = torch.randn_like(expected), [x_PD, *layer.parameters()]

@@ -30,6 +30,7 @@ BATCH = HistoryBatch(
     token_offsets=np.array([0, 5, 6, 13], dtype=np.int32),
     history_items=np.array([0, 1, 2, 2, 1, 0, 1], dtype=np.int32),
     history_offsets=np.array([0, 1, 4, 7], dtype=np.int32),
+    item_keys=np.arange(3),
 )
 
 

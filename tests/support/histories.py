@@ -20,4 +20,5 @@ def random_histories(
         token_offsets=np.concatenate([[0], item_lengths.cumsum()]).astype(np.int32),
         history_items=rng.integers(0, num_items, lengths.sum()).astype(np.int32),
         history_offsets=np.concatenate([[0], lengths.cumsum()]).astype(np.int32),
+        item_keys=np.arange(num_items),
     )

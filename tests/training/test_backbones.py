@@ -109,6 +109,7 @@ def test_the_pretrained_state_gives_the_vectors_of_the_encoder(encoder: Path, tm
         token_offsets=np.cumsum([0, *map(len, tokens)]).astype(np.int32),
         history_items=np.concatenate(histories),
         history_offsets=np.cumsum([0, *map(len, histories)]).astype(np.int32),
+        item_keys=np.arange(len(tokens)),
     )
     expected = encode(clue, batch)
     new = F.normalize(backbone(items), dim=-1)

@@ -37,6 +37,7 @@ def batch() -> HistoryBatch:
         token_offsets=offsets(ITEM_LENGTHS),
         history_items=np.array([item for history in HISTORIES for item in history], dtype=np.int32),
         history_offsets=offsets([len(history) for history in HISTORIES]),
+        item_keys=np.arange(len(ITEM_LENGTHS)),
     )
 
 

@@ -46,7 +46,7 @@ def make_batch(first: int = 0, last: int = NUM_USERS) -> UserBatch:
         user_keys=np.arange(10, 10 + NUM_USERS)[first:last],
         service_pairs=np.zeros(last - first, dtype=np.int64),
         step=5,
-        positive_items=np.zeros(last - first, dtype=np.int64),
+        item_keys=np.arange(100, 109),
     )
 
 
@@ -127,6 +127,17 @@ def test_metrics_describe_the_batch() -> None:
     assert 0 < facts["train/masked_tokens"] < 0.5 * len(sequences.tokens)
     assert facts["train/negatives"] == NUM_USERS - 1
     assert facts["train/chunk_size"] == 40
+
+
+def test_users_with_the_same_next_item_are_no_negatives_where_that_is_asked_for() -> None:
+    model, batch = make_model(), make_batch()
+    same = replace(batch, item_keys=np.zeros_like(batch.item_keys))
+    shared = LOSS.model_copy(update={"mask_shared_items": True})
+    _, facts = RecformerObjective(model, VOCABULARY, shared, seed=SEED)(same)
+    assert facts["train/negatives"] == 0
+    assert facts["train/contrastive_loss"] == pytest.approx(0)
+    _, facts = RecformerObjective(model, VOCABULARY, LOSS, seed=SEED)(same)
+    assert facts["train/negatives"] == NUM_USERS - 1
 
 
 def test_another_step_masks_other_words() -> None:

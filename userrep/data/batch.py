@@ -22,12 +22,20 @@ class HistoryBatch:
         token_offsets: borders of the items in `tokens`, int32 (U + 1,).
         history_items: item references of all events, int32 (E,).
         history_offsets: borders of the histories in `history_items`, int32 (H + 1,). No history is empty.
+        item_keys: 64-bit keys of the unique items as int64 (U,); equal keys are the same item, in every batch and on
+            every worker.
     """
 
     tokens: np.ndarray
     token_offsets: np.ndarray
     history_items: np.ndarray
     history_offsets: np.ndarray
+    item_keys: np.ndarray
+
+    @property
+    def latest_items(self) -> np.ndarray:
+        """The last item that is seen of every history, in a history the most recent one: references, (H,)."""
+        return self.history_items[self.history_offsets[1:] - 1]
 
 
 @dataclass(frozen=True)
@@ -39,20 +47,12 @@ class UserBatch(HistoryBatch):
         service_pairs: the group of samples that a sample has its negatives in, int64 (B,): 1 + 256 * the anchor's
             service + the positive's where the views are two services, 0 where they are parts of the same events; and in
             a mixture of tables 65536 * the number of the table on top.
-        item_keys: 64-bit keys of the unique items as int64 (U,); equal keys are the same item, in every batch and on
-            every worker.
         step: optimizer step of the run that this batch belongs to.
     """
 
     user_keys: np.ndarray
     service_pairs: np.ndarray
-    item_keys: np.ndarray
     step: int
-
-    @property
-    def latest_items(self) -> np.ndarray:
-        """The last item that is seen of every history, in a history the most recent one: references, (2B,)."""
-        return self.history_items[self.history_offsets[1:] - 1]
 
     @property
     def positive_item_keys(self) -> np.ndarray:

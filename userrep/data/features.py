@@ -20,7 +20,7 @@ from userrep.data.batch import gather_ranges
 from userrep.data.feature_vocabulary import KEY_COLUMN, Attributes, FeatureConfig, FeatureVocabulary, raw_values
 from userrep.data.split import id_keys
 
-VALUES_FILE, VOCABULARY_FILE = "features.parquet", "vocabulary.json"
+VALUES_FILE, VOCABULARY_FILE = "features.parquet", "features.json"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Whose events stand where is a function of the ids alone, so it does not depend on how users were dealt to shards.
 
-Source: Kang and McAuley, arXiv 1808.09781, section IV-A; cold and in-set items: arXiv 2305.13731, section 3.5.
+Source: Kang and McAuley, arXiv 1808.09781; cold and in-set items: arXiv 2305.13731.
 Differs: users with fewer than three events are not dropped, but train.
 
 Legend: `N` users, `A` asked users, those with at least three events, `E` events, `I` items, `T` tokens of the items.

@@ -123,8 +123,9 @@ class ProbeUsers:
         starts, stops = np.concatenate([starts, starts[cut]])[kept], np.concatenate([stops, targets[cut]])[kept]
         lengths = np.minimum(stops - starts, max_events)
         positions, offsets = gather_ranges(stops - lengths, lengths)
-        references, tokens, token_offsets, _ = compact(group.items[positions], group.tokens, group.token_offsets)
-        batch = HistoryBatch(tokens, token_offsets, references, offsets.astype(np.int32))
+        references, tokens, token_offsets, items = compact(group.items[positions], group.tokens, group.token_offsets)
+        keys = group.item_keys[items].view(np.int64)
+        batch = HistoryBatch(tokens, token_offsets, references, offsets.astype(np.int32), keys)
         rows = np.concatenate([users, users[cut]])[kept]
         whole, before = (_membership(rows, is_in[kept], size) for is_in in (in_whole, in_before))
         return ProbeBatch(batch, whole, before)

@@ -13,6 +13,7 @@ from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from userrep.config import Config, ConfigError
+from userrep.data.feature_vocabulary import FeatureConfig
 from userrep.data.item_text import ATTRIBUTE_SEPARATOR, KEY_SEPARATOR, parse_attributes, plain_text
 from userrep.data.key_values import KeyValueConfig, KeyValueTokenizer
 
@@ -32,6 +33,8 @@ class TokenizeConfig(Config):
     # How items are read as attributes with keys, which Recformer needs; None: as plain texts. The source must keep
     # them: `source.keep_attributes=true`.
     attributes: KeyValueConfig | None = None
+    # Features of items, which the two-tower model reads, from their attributes; none: no features are made
+    features: tuple[FeatureConfig, ...] = ()
     max_training_items: int = Field(default=1_000_000, ge=1)  # only for `bpe`: the first so many items
 
 

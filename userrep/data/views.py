@@ -268,8 +268,9 @@ def all_histories(group: RowGroup, max_events: int) -> HistoryBatch:
     lengths = np.diff(group.history_offsets)
     kept = np.minimum(lengths, max_events)
     positions, offsets = gather_ranges(group.history_offsets[1:] - kept, kept)
-    references, tokens, token_offsets, _ = compact(group.items[positions], group.tokens, group.token_offsets)
-    return HistoryBatch(tokens, token_offsets, references, offsets.astype(np.int32))
+    references, tokens, token_offsets, items = compact(group.items[positions], group.tokens, group.token_offsets)
+    keys = group.item_keys[items].view(np.int64)
+    return HistoryBatch(tokens, token_offsets, references, offsets.astype(np.int32), keys)
 
 
 def _concat_offsets(parts: list[np.ndarray]) -> np.ndarray:

@@ -60,7 +60,7 @@ def _item_vectors(tokens: np.ndarray, token_offsets: np.ndarray, seed: int) -> n
     """Float32 (U, K), L2 norm 1; K is `CANDIDATE_DIM`, or less where items or their tokens are fewer."""
     num_items = len(token_offsets) - 1
     used, numbers = np.unique(tokens, return_inverse=True)
-    each = HistoryBatch(numbers, token_offsets, np.arange(num_items), np.arange(num_items + 1))
+    each = HistoryBatch(numbers, token_offsets, np.arange(num_items), np.arange(num_items + 1), np.arange(num_items))
     counts = token_counts(each, len(used))
     weights = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
     dim = min(CANDIDATE_DIM, num_items, len(used))

@@ -2,8 +2,8 @@
 
 All items are candidates, those of the user's history too. Ties as in `ranking.py`: the expectation over a random order.
 
-Source: arXiv 2305.13731, section 3.1.3, the full ranking of NDCG@10, Recall@10 and MRR. Differs: the official code
-(AaronHeee/RecFormer@26b00a5:utils.py) counts ties in favour of the right item.
+Source: arXiv 2305.13731, NDCG@10, Recall@10 and MRR of the full ranking. Differs: the official code
+(AaronHeee/RecFormer@26b00a5) counts ties in favour of the right item.
 
 Legend: `N` users, `I` items.
 """

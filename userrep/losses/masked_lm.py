@@ -63,10 +63,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + num_rows)
                 label_m1 = labels_M[rows, None]
                 logits_mV = (feature[rows] @ matrix.T).to(bias_V.dtype).add_(bias_V)
-                total_m1 = logits_mV.logsumexp(dim=1, keepdim=True)
-                loss_M[rows] = (total_m1 - logits_mV.gather(1, label_m1))[:, 0]
+                high_m1, of_label_m1 = logits_mV.amax(dim=1, keepdim=True), logits_mV.gather(1, label_m1)
+                exp_mV = logits_mV.sub_(high_m1).exp_()
+                total_m1 = exp_mV.sum(dim=1, keepdim=True)
+                loss_M[rows] = (total_m1.log() + high_m1 - of_label_m1)[:, 0]
                 if gradients is not None:
-                    grad_mV = logits_mV.sub_(total_m1).exp_().mul_(weight_M[rows, None])
+                    grad_mV = exp_mV.mul_(weight_M[rows, None] / total_m1)
                     grad_mV.scatter_add_(1, label_m1, -weight_M[rows, None])
                     gradients.add(rows, grad_mV, feature, matrix)
         ctx.gradients = gradients

@@ -1,74 +1,19 @@
 """Longformer's layer over packed sequences: local attention in a band, and a first token that everything sees.
 
-All sequences stand one after another in a single stream, so no matrix product sees padding; blocks of queries meet
-the keys around them, and a mask keeps sequences apart.
-
 Source: Longformer, Beltagy et al. 2020 (arXiv 2004.05150), as transformers computes it with global attention on the
-first token. Differs: a block of queries meets the keys of its band alone, not chunks of twice the band; the global
-keys and values of the first token are never made: its scores are (W_k' q) x, its value is W_v (sum of p x).
+first token. Differs: the global keys and values of the first token are never made: its scores are (W_k' q) x, its value
+is W_v (sum of p x).
 
 Legend: `N` sequences, `L` length of the sequences of one group, `P` tokens of all sequences, `D` width, `A` heads,
-`d` = D / A, `K` blocks, `Q` queries of a block, `B` keys that a block meets, `R` rows that are asked for.
+`d` = D / A, `R` rows that are asked for.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from userrep.models.band_attention import Layout, attend_in_band
 from userrep.models.packing import Groups
-
-QUERY_BLOCK = 32  # tokens; with a window of 64 a block meets 96 keys, 1.5 times the band (benchmarks/recformer_step.py)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences lie in the stream, and which keys a query may see. One serves all layers.
-
-    Attributes:
-        groups: how many sequences have which length; the sequences are sorted by length.
-        firsts: position of the first token of each sequence in the stream, (N,).
-        sequences: sequence of each token, (P,).
-        indices: place of each token in its sequence, (P,).
-        is_hidden: keys that a query must not see in its band, the first tokens among them, (K, Q, B); None without a
-            window.
-    """
-
-    groups: Groups
-    firsts: torch.Tensor
-    sequences: torch.Tensor
-    indices: torch.Tensor
-    is_hidden: torch.Tensor | None
-
-
-def lay_out(groups: Groups, window: int | None, device: torch.device) -> Layout:
-    """Layout of sequences that are sorted by length.
-
-    Args:
-        groups: how many sequences have which length.
-        window: a token sees so many / 2 tokens on either side; None: all of its sequence.
-        device: of the stream.
-    """
-    borders = groups.borders(device).long()
-    first_N, lengths_N = borders[:-1], borders.diff()
-    sequence_P = torch.repeat_interleave(torch.arange(len(first_N), device=device), lengths_N)
-    index_P = torch.arange(len(sequence_P), device=device) - first_N[sequence_P]
-    hidden = None if window is None else _hidden(sequence_P, index_P, window // 2)
-    return Layout(groups, first_N, sequence_P, index_P, hidden)
-
-
-def _hidden(sequence_P: torch.Tensor, index_P: torch.Tensor, reach: int) -> torch.Tensor:
-    num_blocks = -(-len(index_P) // QUERY_BLOCK)
-    tail = num_blocks * QUERY_BLOCK - len(index_P)
-    # No sequence at both ends: what stands there is seen by nobody. The first tokens have a column of their own.
-    of_key_P = sequence_P.masked_fill(index_P == 0, -1)
-    key_sequence = F.pad(of_key_P, (reach, reach + tail), value=-1).unfold(0, QUERY_BLOCK + 2 * reach, QUERY_BLOCK)
-    query_sequence = F.pad(sequence_P, (0, tail), value=-2).view(num_blocks, QUERY_BLOCK)
-    query = torch.arange(QUERY_BLOCK, device=index_P.device)[:, None]
-    key = torch.arange(QUERY_BLOCK + 2 * reach, device=index_P.device) - reach
-    is_far = (query - key).abs() > reach
-    return is_far | (query_sequence[:, :, None] != key_sequence[:, None, :])
 
 
 class LongformerLayer(nn.Module):
@@ -76,7 +21,7 @@ class LongformerLayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, window: int | None, norm_eps: float) -> None:
         super().__init__()
-        self.num_heads, self.reach = num_heads, None if window is None else window // 2
+        self.num_heads = num_heads
         self.query_key_value = nn.Linear(dim, 3 * dim)
         if window is not None:
             self.query_global, self.key_global = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -92,7 +37,7 @@ class LongformerLayer(nn.Module):
         if layout.is_hidden is None:
             attended_PD = self._attend_fully(query_PD, key_PD, value_PD, layout.groups)
         else:
-            attended_PD = self._attend_locally(query_PD, key_PD, value_PD, layout, layout.is_hidden)
+            attended_PD = self._attend_locally(query_PD, key_PD, value_PD, layout)
             attended_PD = attended_PD.index_copy(0, layout.firsts, self._attend_globally(x_PD, layout))
         return self._finish(x_PD, attended_PD)
 
@@ -114,7 +59,7 @@ class LongformerLayer(nn.Module):
         if layout.is_hidden is None:
             attended_PD = self._attend_fully(query_PD, key_PD, value_PD, layout.groups)
         else:
-            attended_PD = self._attend_locally(query_PD, key_PD, value_PD, layout, layout.is_hidden)
+            attended_PD = self._attend_locally(query_PD, key_PD, value_PD, layout)
         return self._finish(x_RD, attended_PD[rows_R])
 
     def _finish(self, x_RD: torch.Tensor, attended_RD: torch.Tensor) -> torch.Tensor:
@@ -122,31 +67,10 @@ class LongformerLayer(nn.Module):
         return self.mlp_norm(x_RD + self.mlp_out(F.gelu(self.mlp_in(x_RD))))
 
     def _attend_locally(
-        self,
-        query_PD: torch.Tensor,
-        key_PD: torch.Tensor,
-        value_PD: torch.Tensor,
-        layout: Layout,
-        is_hidden_KQB: torch.Tensor,
+        self, query_PD: torch.Tensor, key_PD: torch.Tensor, value_PD: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
-        """One softmax over the first token of the sequence and the others in the band. (P, D)."""
-        assert self.reach is not None
-        num_tokens, dim = query_PD.shape
-        query_PAd, key_PAd, value_PAd = (
-            part.unflatten(1, (self.num_heads, -1)) for part in (query_PD, key_PD, value_PD)
-        )
-        query_PAd = query_PAd * (dim // self.num_heads) ** -0.5
-        first_key_PAd, first_value_PAd = (part[layout.firsts][layout.sequences] for part in (key_PAd, value_PAd))
-        first_PA1 = (query_PAd * first_key_PAd).sum(dim=2, keepdim=True)
-
-        query_KAQd = _blocks(query_PAd, 0)
-        score_KAQB = query_KAQd @ _blocks(key_PAd, self.reach).transpose(2, 3)
-        score_KAQB = score_KAQB.masked_fill_(is_hidden_KQB[:, None], -torch.inf)
-        both = torch.cat((_blocks(first_PA1, 0), score_KAQB), dim=3).softmax(dim=3).to(query_PAd.dtype)
-        first_KAQ1, band_KAQB = both[..., :1], both[..., 1:]
-        band_KQAd = (band_KAQB @ _blocks(value_PAd, self.reach)).transpose(1, 2)
-        first_PA1 = first_KAQ1.transpose(1, 2).flatten(0, 1)[:num_tokens]
-        return torch.addcmul(band_KQAd.flatten(0, 1)[:num_tokens], first_PA1, first_value_PAd).flatten(1)
+        query, key, value = (part.unflatten(1, (self.num_heads, -1)) for part in (query_PD, key_PD, value_PD))
+        return attend_in_band(query, key, value, layout).flatten(1)
 
     def _attend_globally(self, x_PD: torch.Tensor, layout: Layout) -> torch.Tensor:
         """What the first token of each sequence gathers from all of its tokens, by projections of its own. (N, D)."""
@@ -191,20 +115,3 @@ class LongformerLayer(nn.Module):
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (query_NLD, key_NLD, value_NLD)
         )
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-
-
-def _blocks(x_PAd: torch.Tensor, reach: int) -> torch.Tensor:
-    """Blocks of the stream with `reach` tokens around each, zeros beyond the ends: (K, A, Q + 2 reach, d)."""
-    num_tokens = len(x_PAd)
-    num_blocks = -(-num_tokens // QUERY_BLOCK)
-    width = QUERY_BLOCK + 2 * reach
-    # A block and its surroundings are shifted copies of the stream side by side: cheap to take, and to add up again.
-    num_shifts = -(-width // QUERY_BLOCK)
-    tail = (num_blocks + num_shifts - 1) * QUERY_BLOCK - reach - num_tokens
-    padded = F.pad(x_PAd, (0, 0, 0, 0, reach, tail))
-    shifted = [
-        padded.narrow(0, shift * QUERY_BLOCK, num_blocks * QUERY_BLOCK).unflatten(0, (num_blocks, QUERY_BLOCK))
-        for shift in range(num_shifts)
-    ]
-    shifted[-1] = shifted[-1].narrow(1, 0, width - (num_shifts - 1) * QUERY_BLOCK)
-    return torch.cat(shifted, dim=1).transpose(1, 2)

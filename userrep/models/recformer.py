@@ -7,7 +7,7 @@ Legend: `N` sequences, `P` tokens of all sequences, `M` masked tokens, `V` vocab
 """
 
 import math
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from userrep.config import Config
-from userrep.models.longformer import Layout, LongformerLayer, lay_out
+from userrep.models.band_attention import Layout, lay_out
+from userrep.models.longformer import LongformerLayer
 from userrep.models.packing import Groups
 
 NUM_TYPES = 3  # [CLS], key, value
@@ -25,7 +26,6 @@ INIT_STD = 0.02  # of all matrices and embeddings, as in BERT
 class RecformerConfig(Config):
     """Shape of the encoder, and what of a history it reads. The shape of a loaded backbone is the backbone's own."""
 
-    kind: Literal["recformer"] = "recformer"
     dim: int = Field(default=128, ge=1)
     num_layers: int = Field(default=2, ge=1)
     num_heads: int = Field(default=4, ge=1)

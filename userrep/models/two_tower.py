@@ -16,7 +16,6 @@ Legend: `N` items, `V` values of a feature, `E` width of its embedding, `D` widt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +44,6 @@ class FeatureTable:
 class TwoTowerConfig(Config):
     """Shape of the towers."""
 
-    kind: Literal["two_tower"] = "two_tower"
     hidden_dims: tuple[int, ...] = Field(default=(1024, 128), min_length=1)  # of either tower; the last is the result's
     shares_towers: bool = False  # one MLP for queries and items
     temperature: float = Field(default=0.07, ge=0.01, le=10)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from userrep.publishing.entity import USER, Entity
 from userrep.schema import task_column
 
 CARD_NAME = "card.md"
@@ -12,7 +13,7 @@ from pathlib import Path
 from userrep.publishing.client import pull
 from userrep.publishing.table import lookup
 table = pull("{name}@{alias}", Path("{name}"), tracking_uri="{uri}")
-print(lookup(table.dataset(), ["some-user-id"]).to_pylist())"""
+print(lookup(table.dataset(), ["some-{entity}-id"]).to_pylist())"""
 ONE_COLUMN = """
 vectors = table.dataset().to_table(columns=["user_id", "{column}"])  # no other column is read"""
 
@@ -22,21 +23,16 @@ whatever has no column of its own. `embedding_TASK` is the same user as that tas
 most recent events of all services as one history; its score is on histories without what the task asks for. Compare
 vectors of one column only."""
 
-ALWAYS_LIMITS = (
-    "Vectors of two tables are comparable only if both name the same encoder digest.",
-    "A user without events has no row. A vector describes the events up to `last_time` and does not age by itself.",
-    "The table is personal data: whoever can read it can compare users.",
-)
 
-
-def render_card(manifest_facts: Mapping[str, Any]) -> str:
+def render_card(manifest_facts: Mapping[str, Any], entity: Entity = USER) -> str:
     """Renders the facts of a table's manifest as Markdown.
 
     Args:
         manifest_facts: `rows`, `dim`, `dtype`, `metric`, the digests, `code_version`, `config_hash`, `created_at` and
             `table_sha256`; optional `name`, `quality` ({measure: {system: value}}), `coverage` ({what: number of
-            users}), `limits` (lines of text), `tasks` (names of those with a column), `task_kinds` ({task: kind}) and
+            rows}), `limits` (lines of text), `tasks` (names of those with a column), `task_kinds` ({task: kind}) and
             `task_scores` ({task: {metric: value}}). See `userrep.publishing.table.finish_table`.
+        entity: what a row stands for.
 
     Raises:
         KeyError: a fact of the first group is missing.
@@ -44,17 +40,17 @@ def render_card(manifest_facts: Mapping[str, Any]) -> str:
     facts = manifest_facts
     name, tasks = str(facts.get("name", "NAME")), tuple(facts.get("tasks", ()))
     sections = [
-        f"# User embeddings{': ' + _inline(name) if 'name' in facts else ''}",
-        f"One vector per user{' and column' if tasks else ''}, computed from the user's events by a contrastively "
-        f"pretrained encoder{', which was then taught task after task' if tasks else ''}: "
-        f"{facts['rows']:,} users, {facts['dim']} dimensions, {facts['dtype']}, L2 norm 1. "
+        f"# {entity.name.capitalize()} embeddings{': ' + _inline(name) if 'name' in facts else ''}",
+        f"One vector per {entity.name}{' and column' if tasks else ''}, {entity.made_by}"
+        f"{', which was then taught task after task' if tasks else ''}: "
+        f"{facts['rows']:,} {entity.name}s, {facts['dim']} dimensions, {facts['dtype']}, L2 norm 1. "
         f"Compare vectors by {facts['metric']} similarity (for unit vectors: the dot product).",
         *([_columns(facts)] if tasks else []),
         _made_from(facts),
         _quality(facts.get("quality") or {}),
-        _coverage(facts),
-        "## Limits\n\n" + "\n".join(f"- {_inline(line)}" for line in (*ALWAYS_LIMITS, *facts.get("limits", ()))),
-        _how_to_pull(name, tasks),
+        _coverage(facts, entity),
+        "## Limits\n\n" + "\n".join(f"- {_inline(line)}" for line in (*entity.limits, *facts.get("limits", ()))),
+        _how_to_pull(name, tasks, entity),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -99,14 +95,14 @@ def _quality(quality: Mapping[str, Mapping[str, float]]) -> str:
     return "## Quality\n\n" + "\n".join(lines)
 
 
-def _coverage(facts: Mapping[str, Any]) -> str:
-    counts = {"users in the table": facts["rows"], **(facts.get("coverage") or {})}
+def _coverage(facts: Mapping[str, Any], entity: Entity) -> str:
+    counts = {f"{entity.name}s in the table": facts["rows"], **(facts.get("coverage") or {})}
     lines = [f"| {_inline(what)} | {count:,} |" for what, count in counts.items()]
-    return "\n".join(["## Coverage", "", "| what | users |", "|---|---|", *lines])
+    return "\n".join(["## Coverage", "", f"| what | {entity.name}s |", "|---|---|", *lines])
 
 
-def _how_to_pull(name: str, tasks: Sequence[str]) -> str:
-    recipe = RECIPE.format(name=name, alias="ALIAS", uri="TRACKING_URI")
+def _how_to_pull(name: str, tasks: Sequence[str], entity: Entity) -> str:
+    recipe = RECIPE.format(name=name, alias="ALIAS", uri="TRACKING_URI", entity=entity.name)
     if tasks:
         recipe += ONE_COLUMN.format(column=task_column(tasks[0]))
     return "\n".join(

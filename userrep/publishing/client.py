@@ -21,9 +21,10 @@ from userrep.manifest import (
     staged_directory,
 )
 from userrep.publishing.connection import TRANSFER_LIMITS, connect, redacted
+from userrep.publishing.entity import ENTITIES, Entity
 from userrep.publishing.kind import TableKind
 from userrep.publishing.table import read_table
-from userrep.publishing.verify import EMBEDDINGS, unlisted_files
+from userrep.publishing.verify import embedding_kind, unlisted_files
 from userrep.publishing.versions import TableSummary, TableVersion, list_tables, resolve
 
 __all__ = ["PulledTable", "TableMismatchError", "TableSummary", "TableVersion", "list_tables", "pull", "resolve"]
@@ -47,13 +48,18 @@ class Pulled:
 class PulledTable(Pulled):
     """A verified local copy of an embedding table."""
 
+    @property
+    def entity(self) -> Entity:
+        """What its rows stand for: users or items."""
+        return ENTITIES[self.manifest.table]
+
     def dataset(self) -> pads.Dataset:
         """Opens the copy as an Arrow dataset, without hashing it again."""
         return read_table(self.directory, verify=False)
 
 
 def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) -> PulledTable:
-    """Downloads a published table, verifies all of it, and moves it to `to` in one step.
+    """Downloads a published table, of users or of items, verifies all of it, and moves it to `to` in one step.
 
     A verified copy of the same version at `to` is returned without a download. Another table at `to` is replaced after
     the new one is complete. On any error, `to` is as it was before.
@@ -74,9 +80,9 @@ def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) 
 
 
 def pull_version(
-    version: TableVersion, to: Path, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, verbose: bool = False
+    version: TableVersion, to: Path, *, tracking_uri: str, kind: TableKind | None = None, verbose: bool = False
 ) -> Pulled:
-    """As `pull`, of a version that `resolve` has found, of any kind of table."""
+    """As `pull`, of a version that `resolve` has found, of any kind of table; None as in `resolve`."""
     to = Path(to).absolute()
     if (manifest := _present(to, version, kind)) is not None:
         return Pulled(to, manifest, version)
@@ -94,11 +100,12 @@ def pull_version(
     return Pulled(to, manifest, version)
 
 
-def _present(to: Path, version: TableVersion, kind: TableKind) -> Manifest | None:
+def _present(to: Path, version: TableVersion, kind: TableKind | None) -> Manifest | None:
     """The manifest of a sound copy of this version at `to`; refuses a destination that holds anything but a table."""
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return None
     try:
+        kind = kind or embedding_kind(to)
         manifest = kind.read(to)
         strays = unlisted_files(to, manifest)
     except (IncompleteTableError, OSError) as error:
@@ -113,7 +120,7 @@ def _present(to: Path, version: TableVersion, kind: TableKind) -> Manifest | Non
         return None  # a damaged copy of the right version: fetch it again
 
 
-def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: TableKind) -> Manifest:
+def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: TableKind | None) -> Manifest:
     """Fetches the manifest, checks it against the version's tags, then fetches and verifies what it lists."""
 
     def fetch(relative: str) -> None:
@@ -135,6 +142,7 @@ def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: Tab
         raise IncompleteTableError(
             f"its manifest has sha256 {manifest_sha256}, published was {version.manifest_sha256}"
         )
+    kind = kind or embedding_kind(staging)
     manifest = kind.read(staging)
     if (found := manifest.facts[kind.identity]) != version.table_sha256:
         raise IncompleteTableError(f"its manifest is of table {found}, published was {version.table_sha256}")

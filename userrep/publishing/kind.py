@@ -24,6 +24,7 @@ class TableKind:
             IncompleteTableError.
         verify: reads it and checks the table completely. Raises IncompleteTableError.
         describe: one line about a table, from its facts.
+        rows_are: what its rows stand for, where several kinds share a noun.
     """
 
     name: str
@@ -36,6 +37,12 @@ class TableKind:
     read: Callable[[Path], Manifest]
     verify: Callable[[Path], Manifest]
     describe: Callable[[Mapping[str, Any]], str]
+    rows_are: str = ""
+
+    @property
+    def plural(self) -> str:
+        """The noun of several, for messages: `embedding tables of users`."""
+        return f"{self.noun}s of {self.rows_are}" if self.rows_are else f"{self.noun}s"
 
     def params_of(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """Parameters of the model."""

@@ -20,7 +20,7 @@ from userrep.publishing.connection import TABLE_TAG, WRITE_LIMITS, RegistryError
 from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import finish_run
 from userrep.publishing.upload import Request, make_version
-from userrep.publishing.verify import EMBEDDINGS
+from userrep.publishing.verify import embedding_kind
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # LoggedModel names allow no . : / % or quotes; @ and / part references
 ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]+", re.IGNORECASE)  # MLflow keeps the excluded ones for itself
@@ -51,7 +51,7 @@ def publish(
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
     artifact_root: Path | None = None,
-    kind: TableKind = EMBEDDINGS,
+    kind: TableKind | None = None,
     verbose: bool = False,
 ) -> Published:
     """Makes a verified local table a new version of `name` and points `alias` to it.
@@ -70,14 +70,16 @@ def publish(
         tags: added to the version.
         artifact_root: where a new experiment in a local database keeps its files; by default `mlartifacts` beside a
             sqlite database. An existing experiment and a server keep their own.
-        kind: of the table.
+        kind: of the table; None for an embedding table, of users or of items as its manifest states.
         verbose: let MLflow log and print.
 
     Raises:
         IncompleteTableError: the table is damaged or not committed; nothing was published.
         RegistryError: bad argument, or the registry could not be reached or refused; the alias is where it was.
     """
-    _check_arguments(name, alias, metrics or {}, tags or {}, kind)
+    _check_names(name, alias)
+    kind = kind or embedding_kind(Path(table_dir))
+    _check_labels(metrics or {}, tags or {}, kind)
     manifest = kind.verify(Path(table_dir))
     manifest_sha256 = sha256_file(Path(table_dir) / MANIFEST_NAME)
     request = Request(
@@ -93,9 +95,7 @@ def publish(
     return Published(name, int(version.version), alias, version.tags["model_id"], request.table_sha256)
 
 
-def check_free(
-    name: str, alias: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, verbose: bool = False
-) -> None:
+def check_free(name: str, alias: str, *, tracking_uri: str, kind: TableKind, verbose: bool = False) -> None:
     """Checks, before hours of work, that `publish` could make a version of this name.
 
     Raises:
@@ -137,7 +137,7 @@ def _holds(client: MlflowClient, name: str, kind: TableKind) -> bool:
             raise
         return False
     if registered.tags.get(TABLE_TAG) != kind.name:
-        raise RegistryError(f"registered model {name!r} exists and holds no {kind.noun}s; choose another name")
+        raise RegistryError(f"registered model {name!r} exists and holds no {kind.plural}; choose another name")
     return True
 
 
@@ -150,11 +150,8 @@ def _check_names(name: str, alias: str) -> None:
         )
 
 
-def _check_arguments(
-    name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str], kind: TableKind
-) -> None:
+def _check_labels(metrics: Mapping[str, float], tags: Mapping[str, str], kind: TableKind) -> None:
     """Finds before the upload what MLflow would refuse after it."""
-    _check_names(name, alias)
     for key, value in metrics.items():
         if not METRIC_KEY.fullmatch(key) or not math.isfinite(value):
             raise RegistryError(

@@ -1,4 +1,4 @@
-"""What a row of a user embedding table must be: right columns, no nulls, one row per user, finite vectors of norm 1.
+"""What a row of an embedding table must be: right columns, no nulls, one row per entity, finite vectors of norm 1.
 
 Needs pyarrow only (no numpy, no torch).
 """
@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from userrep.schema import TASK_COLUMN_PREFIX, user_embeddings
+from userrep.publishing.entity import USER, Entity
+from userrep.schema import TASK_COLUMN_PREFIX
 
 # Largest distance of a stored norm from 1. float16 rounds each value by at most 2^-11 relative, hence the norm too;
 # float32 leaves room for a norm that was computed in float32 over some thousand dimensions.
@@ -19,33 +20,36 @@ NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
 
 
 class EmbeddingTableError(ValueError):
-    """Rows or facts that cannot be part of a user embedding table. The message names the first offender."""
+    """Rows or facts that cannot be part of an embedding table. The message names the first offender."""
 
 
-def checked_rows(table: pa.Table) -> pa.Table:
-    """Returns the rows sorted by user id, in one chunk, with the exact published schema.
+def checked_rows(table: pa.Table, entity: Entity = USER) -> pa.Table:
+    """Returns the rows sorted by id, in one chunk, with the exact published schema.
 
     Args:
-        table: columns of `userrep.schema.user_embeddings`; which tasks there are is read from the columns.
+        table: columns of `entity.schema`; which tasks there are is read from the columns.
+        entity: what a row stands for.
 
     Raises:
-        EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1, in
+        EmbeddingTableError: other columns, nulls, duplicate ids, or a vector that is not finite or not of norm 1, in
             any column of vectors.
     """
-    schema = _published_schema(table.schema)
-    rows = table.combine_chunks().sort_by("user_id")
+    schema = _published_schema(table.schema, entity)
+    rows = table.combine_chunks().sort_by(entity.id_column)
     vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     for field in schema:
         nulls = rows[field.name].null_count
         if nulls and not field.nullable and field.name not in vectors:
             raise EmbeddingTableError(f"column {field.name!r} holds {nulls} nulls; it must hold none")
-    ids = rows["user_id"]
+    ids = rows[entity.id_column]
     if rows.num_rows > 1:
         repeated = pc.equal(ids[1:].combine_chunks(), ids[:-1].combine_chunks())
         if (at := pc.index(repeated, True).as_py()) >= 0:
-            raise EmbeddingTableError(f"user {ids[at].as_py()!r} has more than one row; a user has one row per table")
+            raise EmbeddingTableError(
+                f"{entity.name} {ids[at].as_py()!r} has more than one row; one row per {entity.name} and table"
+            )
     for name in vectors:
-        _check_vectors(rows, name)
+        _check_vectors(rows, name, entity)
     return pa.Table.from_arrays([rows[name].combine_chunks() for name in schema.names], schema=schema)
 
 
@@ -54,9 +58,9 @@ def columns_text(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def _published_schema(schema: pa.Schema) -> pa.Schema:
+def _published_schema(schema: pa.Schema, entity: Entity) -> pa.Schema:
     """The published schema with this table's width, type and tasks; the given one must equal it but for nullability."""
-    allowed = "userrep.schema.user_embeddings(dim, 'float32' or 'float16', tasks)"
+    allowed = f"userrep.schema.{entity.table}, of float32 or float16"
     column: Any = schema.field("embedding").type if "embedding" in schema.names else None
     dtype = {pa.float32(): "float32", pa.float16(): "float16"}.get(getattr(column, "value_type", None))
     if dtype is None or not pa.types.is_fixed_size_list(column):
@@ -68,7 +72,7 @@ def _published_schema(schema: pa.Schema) -> pa.Schema:
             "width and type"
         )
     try:
-        wanted = user_embeddings(
+        wanted = entity.schema(
             column.list_size, dtype, [field.name.removeprefix(TASK_COLUMN_PREFIX) for field in task_fields]
         )
     except ValueError as error:
@@ -80,7 +84,7 @@ def _published_schema(schema: pa.Schema) -> pa.Schema:
     return wanted
 
 
-def _check_vectors(rows: pa.Table, name: str) -> None:
+def _check_vectors(rows: pa.Table, name: str, entity: Entity) -> None:
     """No nulls, and norm 1 within the tolerance of the type; what is not finite gives a norm that is not finite."""
     if rows.num_rows == 0:
         return
@@ -88,16 +92,18 @@ def _check_vectors(rows: pa.Table, name: str) -> None:
     norms = _norms(vectors)
     if norms.null_count:
         nulls = vectors.null_count + pc.list_flatten(vectors).null_count
-        user = rows["user_id"][pc.index(norms.is_null(), True).as_py()].as_py()
-        raise EmbeddingTableError(f"column {name!r} holds {nulls} nulls, the first of user {user!r}; it must hold none")
+        first = rows[entity.id_column][pc.index(norms.is_null(), True).as_py()].as_py()
+        raise EmbeddingTableError(
+            f"column {name!r} holds {nulls} nulls, the first of {entity.name} {first!r}; it must hold none"
+        )
     tolerance = NORM_TOLERANCE["float16" if pa.types.is_float16(vectors.type.value_type) else "float32"]
     # `not (error <= tolerance)` also catches NaN, which compares false.
     bad = pc.invert(pc.less_equal(pc.abs(pc.subtract(norms, 1.0)), tolerance))
     if (at := pc.index(bad, True).as_py()) >= 0:
         raise EmbeddingTableError(
-            f"user {rows['user_id'][at].as_py()!r} has a vector of norm {norms[at].as_py():.6g} in column {name!r}, "
-            f"allowed is 1 +- {tolerance}: normalise the vectors, leave out users without events (count them in "
-            "facts['coverage'])"
+            f"{entity.name} {rows[entity.id_column][at].as_py()!r} has a vector of norm {norms[at].as_py():.6g} in "
+            f"column {name!r}, allowed is 1 +- {tolerance}: normalise the vectors, leave out {entity.absent} (count "
+            "them in facts['coverage'])"
         )
 
 

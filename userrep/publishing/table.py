@@ -1,6 +1,6 @@
-"""User embedding tables on disk: parts sorted by user id, a card, and a manifest that is written last.
+"""Embedding tables on disk, of users or of items: parts sorted by id, a card, and a manifest that is written last.
 
-A table is a directory of `part-00007.parquet` files (one per user-id hash bucket), `card.md` and `manifest.json`.
+A table is a directory of `part-00007.parquet` files (one per hash bucket of ids), `card.md` and `manifest.json`.
 Needs pyarrow only (no numpy, no torch).
 """
 
@@ -30,13 +30,13 @@ from userrep.manifest import (
     write_manifest,
 )
 from userrep.publishing.card import CARD_NAME, render_card
+from userrep.publishing.entity import USER, Entity, entity_of
 from userrep.publishing.rows import EmbeddingTableError, checked_rows
 from userrep.publishing.verify import (
     DERIVED_FACTS,
     GIVEN_FACTS,
-    TABLE_KIND,
     TASKS_FACT,
-    check_users_unique,
+    check_ids_unique,
     content_sha256,
     part_entries,
     schema_of,
@@ -47,29 +47,30 @@ from userrep.publishing.verify import (
 )
 
 METRIC = "cosine"
-ROW_GROUP_ROWS = 16_384  # 16 MB at 256 float32: a lookup of few users decodes little, the footer stays small
+ROW_GROUP_ROWS = 16_384  # 16 MB at 256 float32: a lookup of few ids decodes little, the footer stays small
 
 
-def bucket_of(user_id: str, num_buckets: int) -> int:
-    """Bucket (0-based) of a user: CRC-32 of the UTF-8 id modulo `num_buckets`; the same on every machine."""
-    return zlib.crc32(user_id.encode()) % num_buckets
+def bucket_of(entity_id: str, num_buckets: int) -> int:
+    """Bucket (0-based) of a user or an item: CRC-32 of the UTF-8 id modulo `num_buckets`; the same on every machine."""
+    return zlib.crc32(entity_id.encode()) % num_buckets
 
 
-def write_part(directory: Path, bucket: int, table: pa.Table) -> FileEntry:
-    """Checks one bucket of users and writes it as a zstd Parquet part, sorted by user id, in one atomic step.
+def write_part(directory: Path, bucket: int, table: pa.Table, entity: Entity = USER) -> FileEntry:
+    """Checks one bucket of rows and writes it as a zstd Parquet part, sorted by id, in one atomic step.
 
     Args:
         directory: where the table is being built; must exist.
-        bucket: hash bucket of these users, >= 0; it names the part.
-        table: columns of `userrep.schema.user_embeddings`, any row order, any chunking; may be empty. All parts of a
-            table have the same columns of tasks.
+        bucket: hash bucket of these ids, >= 0; it names the part.
+        table: columns of `entity.schema`, any row order, any chunking; may be empty. All parts of a table have the same
+            columns of tasks.
+        entity: what a row stands for.
 
     Raises:
-        EmbeddingTableError: other columns, nulls, duplicate users, or a vector that is not finite or not of norm 1.
+        EmbeddingTableError: other columns, nulls, duplicate ids, or a vector that is not finite or not of norm 1.
     """
     if bucket < 0:
         raise EmbeddingTableError(f"bucket {bucket} is negative; buckets count from 0")
-    rows = checked_rows(table)
+    rows = checked_rows(table, entity)
     path = Path(directory) / f"part-{bucket:05d}.parquet"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,6 +94,7 @@ def finish_table(
     facts: Mapping[str, Any],
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
+    entity: Entity = USER,
 ) -> Manifest:
     """Commits a table: checks the parts against each other, writes `card.md`, then `manifest.json` last.
 
@@ -101,16 +103,17 @@ def finish_table(
         parts: what `write_part` returned, in any order.
         dim: width of the vectors.
         dtype: `float32` or `float16`.
-        tasks: names of the tasks whose columns the parts have, in that order.
+        tasks: names of the tasks whose columns the parts have, in that order; items have none.
         facts: JSON-plain; must hold `encoder_digest`, `tokenizer_digest`, `data_digest` and `code_version`. The card
-            also shows `name`, `quality` ({measure: {system: value}}), `coverage` ({what: users}), `limits` (lines),
-            `task_kinds` ({task: kind}) and `task_scores` ({task: {metric: value}}), of all tasks or of some.
+            also shows `name`, `quality` ({measure: {system: value}}), `coverage` ({what: number of ids}), `limits`
+            (lines), `task_kinds` ({task: kind}) and `task_scores` ({task: {metric: value}}), of all tasks or of some.
             `created_at` (UTC, ISO 8601) is now unless given.
         config: resolved config of the stage that computed the vectors.
         inputs: input table -> digest of its manifest.
+        entity: what a row stands for, as given to `write_part`.
 
     Raises:
-        EmbeddingTableError: a fact is missing, reserved or of no task of the table, or a user is in two parts.
+        EmbeddingTableError: a fact is missing, reserved or of no task of the table, or an id is in two parts.
         IncompleteTableError: a part differs from its entry, or the directory holds a file that is no given part.
     """
     directory = Path(directory)
@@ -128,7 +131,7 @@ def finish_table(
         **({TASKS_FACT: list(tasks)} if tasks else {}),
     }
     draft = Manifest(
-        table=TABLE_KIND, stage="embed", config=dict(config), inputs=dict(inputs), files=ordered, facts=whole
+        table=entity.table, stage="embed", config=dict(config), inputs=dict(inputs), files=ordered, facts=whole
     )
     card_path = directory / CARD_NAME
     card_path.unlink(missing_ok=True)  # of an attempt that stopped before the manifest
@@ -137,8 +140,8 @@ def finish_table(
     misnamed = [entry.path for entry in ordered if entry not in part_entries(draft)]
     if strays := [*misnamed, *unlisted_files(directory, draft)]:
         raise IncompleteTableError(f"{directory} holds {strays[0]!r}, no part of this table; use a fresh directory")
-    check_users_unique(directory, draft)
-    card_path.write_text(render_card(whole))
+    check_ids_unique(directory, draft)
+    card_path.write_text(render_card(whole, entity))
     manifest = draft.model_copy(update={"files": (*ordered, describe_file(directory, card_path))})
     write_manifest(directory, manifest)
     return manifest
@@ -159,14 +162,18 @@ def read_table(directory: Path, verify: bool = True) -> pads.Dataset:
     return pads.dataset(paths, schema=schema_of(manifest), format="parquet")
 
 
-def lookup(dataset: pads.Dataset, user_ids: Sequence[str]) -> pa.Table:
-    """Fetches the rows of some users, in the order of `user_ids` (an id given twice comes twice).
+def lookup(dataset: pads.Dataset, ids: Sequence[str]) -> pa.Table:
+    """Fetches the rows of some users, or of some items, in the order of `ids` (an id given twice comes twice).
 
-    Ids that the table does not hold (users without events) are absent: compare `num_rows` with `len(user_ids)`.
+    Ids that the table does not hold (e.g. users without events) are absent: compare `num_rows` with `len(ids)`.
+
+    Raises:
+        ValueError: the dataset is no embedding table.
     """
-    wanted = pa.array(user_ids, pa.string())
-    found = dataset.to_table(filter=pc.field("user_id").isin(wanted)).combine_chunks()
-    positions = pc.index_in(wanted, value_set=found["user_id"].combine_chunks())
+    column = entity_of(dataset.schema).id_column
+    wanted = pa.array(ids, pa.string())
+    found = dataset.to_table(filter=pc.field(column).isin(wanted)).combine_chunks()
+    positions = pc.index_in(wanted, value_set=found[column].combine_chunks())
     return found.take(positions.drop_null())
 
 

@@ -1,4 +1,4 @@
-"""What makes a directory a user embedding table: manifest, sizes, sha256, schema, row counts, nothing unlisted.
+"""What makes a directory an embedding table: manifest, sizes, sha256, schema, row counts, nothing unlisted.
 
 Used by every writer and every reader of one. What a row must be is in `rows.py`.
 Needs pyarrow only (no numpy, no torch).
@@ -9,7 +9,8 @@ Needs pyarrow only (no numpy, no torch).
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,24 +26,27 @@ from userrep.manifest import (
     read_manifest,
     verify_files,
 )
+from userrep.publishing.entity import ENTITIES, Entity
 from userrep.publishing.kind import TableKind
 from userrep.publishing.rows import EmbeddingTableError, columns_text
-from userrep.schema import user_embeddings
 
-TABLE_KIND = "user_embeddings"
 PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 GIVEN_FACTS = ("encoder_digest", "tokenizer_digest", "data_digest", "code_version")
 DERIVED_FACTS = ("rows", "dim", "dtype", "metric", "table_sha256", "config_hash")
 TASKS_FACT = "tasks"  # names of the tasks that have a column, in that order; absent where there are none
 
 
-def verify_table(directory: Path) -> Manifest:
+def verify_table(directory: Path, entity: Entity | None = None) -> Manifest:
     """Checks a committed table completely: manifest, every checksum, schema, row counts, no unlisted file.
+
+    Args:
+        directory: holds `manifest.json`.
+        entity: what a row must stand for; None allows any.
 
     Raises:
         IncompleteTableError: names the first thing that is missing or differs.
     """
-    manifest = table_manifest(directory)
+    manifest = table_manifest(directory, entity)
     verify_files(directory, manifest)
     verify_parts(directory, manifest)
     if extra := unlisted_files(directory, manifest):
@@ -50,16 +54,22 @@ def verify_table(directory: Path) -> Manifest:
     return manifest
 
 
-def table_manifest(directory: Path) -> Manifest:
-    """Reads the manifest and checks that it describes a user embedding table, without touching the other files.
+def table_manifest(directory: Path, entity: Entity | None = None) -> Manifest:
+    """Reads the manifest and checks that it describes an embedding table, without touching the other files.
+
+    Args:
+        directory: holds `manifest.json`.
+        entity: what a row must stand for; None allows any.
 
     Raises:
         IncompleteTableError: no manifest, another kind of table, a file outside the directory, or facts that
             contradict the listed files.
     """
     manifest = read_manifest(directory)
-    if manifest.table != TABLE_KIND:
-        raise IncompleteTableError(f"{directory} holds a table of kind {manifest.table!r}, wanted {TABLE_KIND!r}")
+    allowed = tuple(ENTITIES) if entity is None else (entity.table,)
+    if manifest.table not in allowed:
+        wanted = " or ".join(map(repr, allowed))
+        raise IncompleteTableError(f"{directory} holds a table of kind {manifest.table!r}, wanted {wanted}")
     facts = manifest.facts
     if lacking := [key for key in (*DERIVED_FACTS, *GIVEN_FACTS) if key not in facts]:
         raise IncompleteTableError(
@@ -117,47 +127,65 @@ def content_sha256(parts: Sequence[FileEntry]) -> str:
 
 
 def schema_of(manifest: Manifest) -> pa.Schema:
-    """Schema that the facts `dim`, `dtype` and `tasks` promise.
+    """Schema that the kind of the table and the facts `dim`, `dtype` and `tasks` promise.
 
     Raises:
         IncompleteTableError: the facts name no possible schema.
     """
     dim, dtype, tasks = manifest.facts["dim"], manifest.facts["dtype"], manifest.facts.get(TASKS_FACT, [])
     try:
-        return user_embeddings(dim, dtype, tasks)
+        return ENTITIES[manifest.table].schema(dim, dtype, tasks)
     except (ValueError, TypeError) as error:
         raise IncompleteTableError(
             f"manifest states dim {dim!r}, dtype {dtype!r} and tasks {tasks!r}: {error}"
         ) from error
 
 
-def check_users_unique(directory: Path, manifest: Manifest) -> None:
-    """Checks that no user is in two parts. Holds the table's user ids in memory, not its vectors.
+def check_ids_unique(directory: Path, manifest: Manifest) -> None:
+    """Checks that no id is in two parts. Holds the table's ids in memory, not its vectors.
 
     Raises:
-        EmbeddingTableError: names a user and how many rows there are too many.
+        EmbeddingTableError: names an id and how many rows there are too many.
     """
+    entity = ENTITIES[manifest.table]
     paths = [contained_path(directory, entry.path) for entry in part_entries(manifest)]
     if not paths:
         return
-    ids = pa.concat_tables([pq.read_table(path, columns=["user_id"]) for path in paths])
-    if surplus := ids.num_rows - pc.count_distinct(ids["user_id"]).as_py():
-        counts = pc.value_counts(ids["user_id"])
+    columns = [pq.read_table(path, columns=[entity.id_column])[entity.id_column] for path in paths]
+    ids = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    if surplus := len(ids) - pc.count_distinct(ids).as_py():
+        counts = pc.value_counts(ids)
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
         raise EmbeddingTableError(
-            f"{surplus} rows too many: user {twice!r} is in more than one part; bucket by user id"
+            f"{surplus} rows too many: {entity.name} {twice!r} is in more than one part; bucket by {entity.name} id"
         )
 
 
-EMBEDDINGS = TableKind(
-    name=TABLE_KIND,
-    noun="embedding table",
-    publisher="userrep publish",
-    model_type="embedding-table",
-    identity="table_sha256",
-    params=("rows", "dim", "dtype", "metric", *GIVEN_FACTS, "config_hash"),
-    tags=("rows", "dim", "dtype", TASKS_FACT),
-    read=table_manifest,
-    verify=verify_table,
-    describe=lambda facts: f"{facts['rows']:,} users x {facts['dim']} {facts['dtype']}; see card.md among the files",
-)
+def embedding_kind(directory: Path) -> TableKind:
+    """Kind of the embedding table that a directory holds, as its manifest states.
+
+    Raises:
+        IncompleteTableError: as `table_manifest`.
+    """
+    return EMBEDDING_KINDS[table_manifest(directory).table]
+
+
+def _kind(entity: Entity) -> TableKind:
+    return TableKind(
+        name=entity.table,
+        noun="embedding table",
+        rows_are=f"{entity.name}s",
+        publisher="userrep publish",
+        model_type="embedding-table",
+        identity="table_sha256",
+        params=("rows", "dim", "dtype", "metric", *GIVEN_FACTS, "config_hash"),
+        tags=("rows", "dim", "dtype", TASKS_FACT),
+        read=partial(table_manifest, entity=entity),
+        verify=partial(verify_table, entity=entity),
+        describe=lambda facts: (
+            f"{facts['rows']:,} {entity.name}s x {facts['dim']} {facts['dtype']}; see card.md among the files"
+        ),
+    )
+
+
+EMBEDDING_KINDS: Mapping[str, TableKind] = {entity.table: _kind(entity) for entity in ENTITIES.values()}

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from userrep.publishing.connection import TABLE_TAG, RegistryError, UnknownTableError, UnknownVersionError, connect
 from userrep.publishing.kind import TableKind
-from userrep.publishing.verify import EMBEDDINGS
+from userrep.publishing.verify import EMBEDDING_KINDS
 
 REFERENCE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)(?:@[vV](?P<v>\d+)|/(?P<number>\d+)|@(?P<alias>[A-Za-z0-9_-]+))"
@@ -41,8 +41,14 @@ class TableSummary:
     aliases: Mapping[str, int]
 
 
-def resolve(reference: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, verbose: bool = False) -> TableVersion:
+def resolve(reference: str, *, tracking_uri: str, kind: TableKind | None = None, verbose: bool = False) -> TableVersion:
     """Looks up which version a reference means now.
+
+    Args:
+        reference: `name@alias`, `name@v12` or `name/12`.
+        tracking_uri: address of the MLflow server, or an absolute database URI.
+        kind: of the table; None for an embedding table, of users or of items.
+        verbose: let MLflow log.
 
     Raises:
         RegistryError: malformed reference, or a version that `publish` did not make.
@@ -53,6 +59,8 @@ def resolve(reference: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, 
     if match is None:
         raise RegistryError(f"reference {reference!r} is not of the form name@alias, name@v12 or name/12")
     name, alias, number = match["name"], match["alias"], match["v"] or match["number"]
+    kinds = tuple(EMBEDDING_KINDS.values()) if kind is None else (kind,)
+    one = kinds[0]  # kinds of embedding tables have the same identity, noun and publisher
     with connect(tracking_uri, verbose=verbose) as client:
         try:
             found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
@@ -60,14 +68,14 @@ def resolve(reference: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, 
             # A missing name and version are RESOURCE_DOES_NOT_EXIST, a missing alias is INVALID_PARAMETER_VALUE.
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise _not_found(client, name, reference, kind) from error
-        if kind.identity not in found.tags or "manifest_sha256" not in found.tags:
-            raise RegistryError(f"{name} version {found.version} is no {kind.noun}: `{kind.publisher}` did not make it")
+            raise _not_found(client, name, reference, kinds) from error
+        if one.identity not in found.tags or "manifest_sha256" not in found.tags:
+            raise RegistryError(f"{name} version {found.version} is no {one.noun}: `{one.publisher}` did not make it")
         return TableVersion(
             name=name,
             version=int(found.version),
             aliases=tuple(found.aliases),
-            table_sha256=found.tags[kind.identity],
+            table_sha256=found.tags[one.identity],
             manifest_sha256=found.tags["manifest_sha256"],
             model_id=found.tags.get("model_id", ""),
             location=client.get_model_version_download_uri(name, str(found.version)),
@@ -77,36 +85,38 @@ def resolve(reference: str, *, tracking_uri: str, kind: TableKind = EMBEDDINGS, 
 
 
 def list_tables(*, tracking_uri: str, verbose: bool = False) -> list[TableSummary]:
-    """Lists the published tables by name.
+    """Lists the published embedding tables, of users and of items, by name.
 
     Raises:
         RegistryError: the server or database cannot be read.
     """
     with connect(tracking_uri, verbose=verbose) as client:
         summaries = []
-        for name in table_names(client):
+        for name in table_names(client, tuple(EMBEDDING_KINDS.values())):
             newest = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
             aliases = {alias: int(number) for alias, number in client.get_registered_model(name).aliases.items()}
             summaries.append(TableSummary(name, int(newest[0].version) if newest else None, aliases))
         return summaries
 
 
-def table_names(client: MlflowClient, kind: TableKind = EMBEDDINGS) -> list[str]:
-    """Names of all registered models that hold tables of the kind, sorted; inside a `connect` block."""
-    names, token = [], None
-    while True:
-        page = client.search_registered_models(f"tags.`{TABLE_TAG}` = '{kind.name}'", page_token=token)
-        names += [model.name for model in page]
-        if not (token := page.token):
-            return sorted(names)
+def table_names(client: MlflowClient, kinds: Sequence[TableKind]) -> list[str]:
+    """Names of all registered models that hold tables of the kinds, sorted; inside a `connect` block."""
+    names = []
+    for kind in kinds:  # the filter of a search has no `or`
+        token, is_last = None, False
+        while not is_last:
+            page = client.search_registered_models(f"tags.`{TABLE_TAG}` = '{kind.name}'", page_token=token)
+            names += [model.name for model in page]
+            token, is_last = page.token, not page.token
+    return sorted(names)
 
 
-def _not_found(client: MlflowClient, name: str, reference: str, kind: TableKind) -> RegistryError:
-    names = table_names(client, kind)
+def _not_found(client: MlflowClient, name: str, reference: str, kinds: Sequence[TableKind]) -> RegistryError:
+    names = table_names(client, kinds)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
         hint = f"; did you mean {', '.join(close)}?" if close else "; nothing has been published there yet"
-        return UnknownTableError(f"there is no published {kind.noun} {name!r}{hint}")
+        return UnknownTableError(f"there is no published {kinds[0].noun} {name!r}{hint}")
     aliases = client.get_registered_model(name).aliases
     newest = client.search_model_versions(f"name='{name}'", max_results=20, order_by=["version_number DESC"])
     known = ", ".join(f"@{alias} (v{number})" for alias, number in sorted(aliases.items())) or "none"

@@ -12,7 +12,7 @@ from userrep.models.layers import PositionEmbedding
 
 
 class OptimConfig(Config):
-    """AdamW with linear warm-up, and cosine decay or a constant rate with a decay at the end.
+    """Optimizer with linear warm-up, and cosine decay or a constant rate with a decay at the end.
 
     Source: cosine schedule and betas as in LMRec (arXiv 2212.03760, appendix A), by CLUE's first authors; `wsd`
     (warm-up, stable, decay) from MiniCPM (arXiv 2404.06395, section 4), its decay by the square root from Hagele et al.
@@ -20,6 +20,7 @@ class OptimConfig(Config):
     Differs: token embeddings have a learning rate of their own; no decay on them, on vectors and on scalars.
     """
 
+    algorithm: Literal["adamw", "adagrad"] = "adamw"  # adagrad has neither betas nor weight decay
     learning_rate: float = Field(default=5e-4, gt=0)  # matrices, vectors and scalars
     embedding_learning_rate: float = Field(default=5e-3, gt=0)  # token and position embeddings
     weight_decay: float = Field(default=0.01, ge=0)  # decoupled; of matrices alone
@@ -36,8 +37,8 @@ class OptimConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with three groups: embeddings, matrices, and vectors or scalars."""
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer with three groups: embeddings, matrices, and vectors or scalars."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | PositionEmbedding)}
     groups: dict[str, list[nn.Parameter]] = {"embedding": [], "matrix": [], "vector": []}
     for parameter in model.parameters():
@@ -54,6 +55,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         for role, parameters in groups.items()
         if parameters
     ]
+    if config.algorithm == "adagrad":
+        return torch.optim.Adagrad([{**group, "weight_decay": 0.0} for group in described], foreach=True)
     return torch.optim.AdamW(described, betas=(config.beta1, config.beta2), foreach=True)
 
 

@@ -31,6 +31,7 @@ class RecformerLossConfig(Config):
 
     masked_lm_weight: float = Field(default=0.1, ge=0)  # of the language model on histories, and of that on next items
     masking: MaskingConfig = MaskingConfig()
+    mask_shared_items: bool = False  # no negative: another user whose next item is the same; official code has them
     tile_size: int = Field(default=TILE_SIZE, ge=1)  # speed and memory only
 
 
@@ -72,7 +73,10 @@ class RecformerObjective(Objective):
             vector_HD, feature_MD, order_M = encode_for_training(self.model, sequences, masked, plan)
             masked_lm, both = self._masked_lm(feature_MD, masked.labels[order_M], is_item_M[order_M])
         anchor_BD, positive_BD = vector_HD.chunk(2)
-        negatives = Negatives.gather((user_keys(batch, device),))
+        keys = [user_keys(batch, device)]
+        if self.loss.mask_shared_items:
+            keys.append(torch.from_numpy(batch.positive_item_keys).to(device))
+        negatives = Negatives.gather(tuple(keys))
         contrastive = info_nce(
             anchor_BD, positive_BD, self.model.logit_scale, negatives, self.loss.tile_size, is_symmetric=False
         )

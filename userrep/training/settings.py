@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -11,10 +11,14 @@ from userrep.data.augment import AugmentConfig
 from userrep.data.stream import TrainingStream, open_stream, read_shard_sets
 from userrep.data.views import ViewConfig
 from userrep.models.clue import ClueConfig
+from userrep.models.recformer import RecformerConfig
+from userrep.models.two_tower import TwoTowerConfig
 from userrep.training.encoding import MemoryConfig
 from userrep.training.fence import STORAGE_PATIENCE_S
 from userrep.training.objective import LossConfig, Precision
 from userrep.training.optim import OptimConfig
+from userrep.training.recformer_objective import RecformerLossConfig
+from userrep.training.two_tower_objective import TwoTowerLossConfig
 
 
 class MixConfig(Config):
@@ -61,6 +65,63 @@ class CluePretraining(PretrainConfig):
     system: Literal["clue"] = "clue"
     model: ClueConfig = ClueConfig()
     loss: LossConfig = LossConfig()
+
+
+NEXT_ITEM = ViewConfig(kinds=("next_item",), max_events=50)
+
+
+class RecformerPretraining(PretrainConfig):
+    """Recformer: the next item attracts the text of a history, and masked words are guessed (`models/recformer.py`).
+
+    Shards need keys: `source.keep_attributes=true` and `tokenize.attributes={}`.
+    """
+
+    system: Literal["recformer"] = "recformer"
+    model: RecformerConfig = RecformerConfig()
+    # Longformer, RoBERTa or BERT to start from: a local path or a name of the hub. `model` then says what of a history
+    # is read; the shape is the backbone's, and so must be the tokenizer (`tokenize.name`).
+    backbone: str | None = None
+    loss: RecformerLossConfig = RecformerLossConfig()
+    views: ViewConfig = NEXT_ITEM
+    augment: AugmentConfig = AugmentConfig(max_events=50, targets="later_half")
+    optim: OptimConfig = OptimConfig(learning_rate=5e-4, embedding_learning_rate=1e-3)
+    global_batch_size: int = Field(default=64, ge=2)
+
+    @model_validator(mode="after")
+    def _reads_next_items(self) -> Self:
+        return check_next_items(self)
+
+
+class TwoTowerPretraining(PretrainConfig):
+    """Two towers: the next item attracts the last one, and two views of an item attract (`models/two_tower.py`).
+
+    Shards need features: `source.keep_attributes=true` and `tokenize.features`.
+    """
+
+    system: Literal["two_tower"] = "two_tower"
+    model: TwoTowerConfig = TwoTowerConfig(hidden_dims=(256, 64))
+    loss: TwoTowerLossConfig = TwoTowerLossConfig()
+    views: ViewConfig = ViewConfig(kinds=("next_item",), max_events=1)
+    augment: AugmentConfig = AugmentConfig(max_events=1)
+    optim: OptimConfig = OptimConfig(algorithm="adagrad", learning_rate=0.01, embedding_learning_rate=0.01)
+
+    @model_validator(mode="after")
+    def _reads_next_items(self) -> Self:
+        return check_next_items(self)
+
+
+P = TypeVar("P", bound=PretrainConfig)
+
+
+def check_next_items(config: P) -> P:
+    """Refuses views that are no history and its next item.
+
+    Raises:
+        ValueError: says which.
+    """
+    if config.views.kinds != ("next_item",):
+        raise ValueError(f"views.kinds={list(config.views.kinds)}: this system learns from [next_item] alone")
+    return config
 
 
 class WorkersConfig(Config):

@@ -57,7 +57,7 @@ class TrainState(Generic[Model]):
     """
 
     model: Model
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     seed: int = 0
     step: int = 0
     samples_seen: int = 0

@@ -9,20 +9,26 @@ from pydantic import Field
 from userrep.config import Config
 from userrep.training.clue_system import ClueSystem
 from userrep.training.optim import build_optimizer
-from userrep.training.settings import CluePretraining, PretrainConfig
+from userrep.training.recformer_system import RecformerSystem
+from userrep.training.settings import CluePretraining, PretrainConfig, RecformerPretraining, TwoTowerPretraining
 from userrep.training.state import TrainState
 from userrep.training.system import System
+from userrep.training.two_tower_system import TwoTowerSystem
 
-AnyPretraining = CluePretraining
+AnyPretraining = Annotated[CluePretraining | RecformerPretraining | TwoTowerPretraining, Field(discriminator="system")]
 
-_SYSTEMS: dict[type[PretrainConfig], Any] = {CluePretraining: ClueSystem}
+_SYSTEMS: dict[type[PretrainConfig], Any] = {
+    CluePretraining: ClueSystem,
+    RecformerPretraining: RecformerSystem,
+    TwoTowerPretraining: TwoTowerSystem,
+}
 
 
 class _Choice(Config):
-    pretrain: Annotated[AnyPretraining, Field(discriminator="system")]
+    pretrain: AnyPretraining
 
 
-def parse_pretraining(values: dict[str, Any]) -> AnyPretraining:
+def parse_pretraining(values: dict[str, Any]) -> CluePretraining | RecformerPretraining | TwoTowerPretraining:
     """The config of a run from its plain values.
 
     Raises:
@@ -32,7 +38,11 @@ def parse_pretraining(values: dict[str, Any]) -> AnyPretraining:
 
 
 def open_system(config: PretrainConfig, shards: Path) -> System:
-    """The system of a run, on tokenized shards."""
+    """The system of a run, on tokenized shards.
+
+    Raises:
+        ConfigError: the shards lack what the system reads.
+    """
     return _SYSTEMS[type(config)](config, shards)
 
 
