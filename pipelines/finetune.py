@@ -5,6 +5,7 @@ process, without Ray: a batch is small, and the item matrix belongs to all steps
 committed to `finetune/<hash>/`, so an interrupted stage goes on with the next one; a seed itself begins anew.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -82,19 +83,20 @@ def check_inputs(job: Job, encoder: Path) -> None:
     """Raises what `run` raises of its inputs."""
     theirs, ours = read_manifest(encoder).facts, job.manifest(tokenize.TABLE).facts
     path = job.path(tokenize.TABLE)
+    form = json.dumps(theirs.get("attributes") or {})
     how = (
-        f"run `userrep tokenize` with --set tokenize.name={encoder / TOKENIZER_NAME}, and with the tokenize.attributes "
+        f"`userrep tokenize` with --set tokenize.name={encoder / TOKENIZER_NAME}, --set 'tokenize.attributes={form}', "
         "and tokenize.max_tokens of the encoder's job"
     )
     if not ours.get("has_keys"):
         raise ConfigError(
             f"{path} holds plain texts, and Recformer reads attributes with keys: run `userrep ingest` with --set "
-            f"source.keep_attributes=true, then {how}"
+            f"source.keep_attributes=true, then run {how}"
         )
     try:
         check_digest(theirs.get("tokenizer_digest", "none"), ours["tokenizer_digest"], str(path))
     except TokenizerMismatchError as error:
-        raise TokenizerMismatchError(f"{error}. Here: {how}") from error
+        raise TokenizerMismatchError(f"{error}. Here: run {how}") from error
 
 
 def _write(job: Job, encoder: Path, config: FinetuneConfig, seeds: Sequence[int], draft: Draft) -> None:

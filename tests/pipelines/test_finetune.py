@@ -124,8 +124,9 @@ def test_zero_shot_is_the_evaluation_of_the_loaded_encoder(made: Made) -> None:
 
 def test_other_tokens_are_refused_with_what_to_do(made: Made, tmp_path: Path) -> None:
     other = make_job(tmp_path / "other", max_tokens=31)
-    with pytest.raises(TokenizerMismatchError, match=rf"--set tokenize.name={made.encoder / TOKENIZER_NAME}"):
+    with pytest.raises(TokenizerMismatchError, match=rf"--set tokenize.name={made.encoder / TOKENIZER_NAME}") as error:
         stage.run(other, made.encoder, CONFIG)
+    assert '"max_attribute_tokens": 8' in str(error.value)
     plain = make_job(tmp_path / "plain", has_keys=False)
     with pytest.raises(ConfigError, match=r"source\.keep_attributes=true"):
         stage.run(plain, made.encoder, CONFIG)

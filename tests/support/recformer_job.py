@@ -87,6 +87,12 @@ def write_recformer(directory: Path, job: Job) -> Recformer:
     save_file(model.state_dict(), directory / MODEL_FILE)
     files = tuple(describe_file(directory, directory / name) for name in (MODEL_FILE, TOKENIZER_NAME))
     facts = {name: job.manifest(tokenize.TABLE).facts[name] for name in ("vocab_size", "tokenizer_digest")}
-    config = {"model": MODEL.model_dump(mode="json")}
-    write_manifest(directory, Manifest(table="encoder", stage="pretrain", config=config, files=files, facts=facts))
+    facts |= {
+        "num_embeddings": len(model.token_embedding.weight),
+        "model": MODEL.model_dump(mode="json"),
+        "attributes": ATTRIBUTES.model_dump(mode="json"),
+    }
+    write_manifest(
+        directory, Manifest(table="encoder", stage="pretrain", config={"system": "recformer"}, files=files, facts=facts)
+    )
     return model.eval()

@@ -9,13 +9,14 @@ Legend: `N` users, `I` items of the catalogue, `B` samples.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from userrep.data.batch import HistoryBatch, gather_ranges
 from userrep.data.item_sequences import TokenSequences, item_sequences
 from userrep.data.leave_one_out import LeaveOneOut, Sequences
-from userrep.data.split import mix, unit_interval
+from userrep.data.split import id_keys, mix, unit_interval
 
 TARGET, ORDER = 0, 1  # purposes of random numbers
 
@@ -39,12 +40,16 @@ class SequenceReader:
     def histories(self, histories: Sequences) -> TokenSequences:
         """Token sequences of histories, none of which is empty."""
         data = self.data
-        batch = HistoryBatch(data.tokens, data.token_offsets, histories.items, histories.offsets)
+        batch = HistoryBatch(data.tokens, data.token_offsets, histories.items, histories.offsets, self._item_keys)
         return item_sequences(batch, self.cls_id, self.max_items, self.max_tokens)
 
     def items(self, start: int, stop: int) -> TokenSequences:
         """Token sequences of the items with numbers in [start, stop): each is a history of one event."""
         return self.histories(Sequences(np.arange(start, stop, dtype=np.int32), np.arange(stop - start + 1)))
+
+    @cached_property
+    def _item_keys(self) -> np.ndarray:
+        return id_keys(self.data.item_ids).view(np.int64)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,6 @@ from userrep.training.checkpoint import MODEL_FILE, load_model
 def load_recformer(directory: Path) -> tuple[Recformer, Vocabulary]:
     """The model of a table with its weights and tokenizer.json, in evaluation mode, and the vocabulary of its tokens.
 
-    Its shape is the fact `model`, which a table has where the config's is not that of the weights (a loaded backbone),
-    else `model` of the config.
-
     Raises:
         ConfigError: the table holds another kind of model.
         CheckpointMismatchError: the weights are of another shape.
@@ -25,14 +22,14 @@ def load_recformer(directory: Path) -> tuple[Recformer, Vocabulary]:
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest)
-    shape = manifest.facts.get("model") or manifest.config.get("model")
-    if not isinstance(shape, dict) or shape.get("kind") != "recformer":
-        kind = shape.get("kind") if isinstance(shape, dict) else None
+    system = manifest.config.get("system")
+    if system != "recformer":
         raise ConfigError(
-            f"{directory} holds a table {manifest.table!r} of a model of kind {kind!r}, and only a Recformer can be "
-            "fine-tuned: give the `encoder` table of a job with pretrain.system=recformer"
+            f"{directory} holds a table {manifest.table!r} of system {system!r}, and only a Recformer can be "
+            "fine-tuned for next items: give the `encoder` table of a job with pretrain.system=recformer"
         )
     vocabulary = Vocabulary.of(Tokenizer.from_file(str(directory / TOKENIZER_NAME)))
-    model = Recformer(RecformerConfig.parse(shape), vocabulary.size)
+    # Facts, not the config: a backbone has a shape of its own, and may have more embeddings than there are tokens.
+    model = Recformer(RecformerConfig.parse(manifest.facts["model"]), manifest.facts["num_embeddings"])
     load_model(directory / MODEL_FILE, model)
     return model.eval(), vocabulary
