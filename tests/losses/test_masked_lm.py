@@ -49,6 +49,17 @@ def test_products_are_of_autocasts_precision_and_everything_else_is_not() -> Non
         torch.testing.assert_close(one, other, rtol=0, atol=0.03 * other.abs().max().item())
 
 
+def test_a_constant_matrix_costs_no_gradient_and_changes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_lm, "CHUNK_BYTES", 4 * 23 * 3)
+    leaves, labels, weights = inputs(7)
+    loss, _ = linear_cross_entropy(leaves[0], leaves[1].detach(), leaves[2], labels, weights)
+    mine = torch.autograd.grad(loss, leaves, allow_unused=True)
+    theirs = torch.autograd.grad((weights * oracle(leaves, labels)).sum(), leaves)
+    assert mine[1] is None
+    for place in (0, 2):
+        torch.testing.assert_close(mine[place], theirs[place], rtol=0, atol=1e-12)
+
+
 def test_without_a_graph_there_are_values_alone() -> None:
     leaves, labels, weights = inputs(4)
     with torch.no_grad():

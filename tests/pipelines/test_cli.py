@@ -47,6 +47,7 @@ def test_help_names_every_command() -> None:
         "publish",
         "pull",
         "run",
+        "finetune",
         "show-config",
         "sync-tracking",
         "chaos",

@@ -27,7 +27,7 @@ def linear_cross_entropy(
 
     Args:
         feature_MD: what the output matrix is applied to; M may be 0.
-        matrix_VD: output matrix.
+        matrix_VD: output matrix; a constant one costs no gradient.
         bias_V: output bias.
         labels_M: the tokens, int64.
         weight_M: of each row; without gradient.
@@ -56,7 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             feature, matrix = feature_MD.to(dtype), matrix_VD.to(dtype)
             bias_V = bias_V.to(torch.promote_types(dtype, torch.float32))
             weight_M, loss_M = weight_M.to(bias_V.dtype), bias_V.new_empty(len(labels_M))
-            gradients = _Gradients(feature_MD, matrix_VD, bias_V) if with_gradients else None
+            has_matrix = ctx.needs_input_grad[1]
+            gradients = _Gradients(feature_MD, matrix_VD, bias_V, has_matrix) if with_gradients else None
             num_rows = max(1, CHUNK_BYTES // (4 * len(bias_V)))
             for start in range(0, len(labels_M), num_rows):
                 rows = slice(start, start + num_rows)
@@ -81,21 +82,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the gradient of linear_cross_entropy was taken before"
         scaled = (gradients.feature_MD, gradients.matrix_VD, gradients.bias_V)
-        return *(gradient.mul_(grads[0]) for gradient in scaled), None, None, None
+        return *(None if one is None else one.mul_(grads[0]) for one in scaled), None, None, None
 
 
 class _Gradients:
     """Of the sum with respect to features, matrix and bias, from pieces of d sum / d logits."""
 
-    def __init__(self, feature_MD: torch.Tensor, matrix_VD: torch.Tensor, bias_V: torch.Tensor) -> None:
-        self.feature_MD, self.matrix_VD = torch.empty_like(feature_MD), torch.zeros_like(matrix_VD)
-        self.bias_V = torch.zeros_like(bias_V)
+    def __init__(
+        self, feature_MD: torch.Tensor, matrix_VD: torch.Tensor, bias_V: torch.Tensor, has_matrix: bool
+    ) -> None:
+        self.feature_MD, self.bias_V = torch.empty_like(feature_MD), torch.zeros_like(bias_V)
+        # That of a constant matrix would be a third of all operations.
+        self.matrix_VD = torch.zeros_like(matrix_VD) if has_matrix else None
 
     def add(self, rows: slice, grad_mV: torch.Tensor, feature: torch.Tensor, matrix: torch.Tensor) -> None:
         """Adds what some rows contribute; feature and matrix are what the logits were made of."""
         self.bias_V += grad_mV.sum(dim=0)
         grad_mV = grad_mV.to(matrix.dtype)
         self.feature_MD[rows] = (grad_mV @ matrix).to(self.feature_MD.dtype)
+        if self.matrix_VD is None:
+            return
         if matrix.dtype == self.matrix_VD.dtype:
             self.matrix_VD.addmm_(grad_mV.T, feature[rows])
         else:

@@ -47,12 +47,22 @@ def encode_sequences(model: Recformer, sequences: TokenSequences, chunk_size: in
         sequences: of users or of items; an item is a history of one event.
         chunk_size: tokens that are encoded at once; of no influence on the result.
     """
-    packed = pack(sequences.offsets, chunk_size)
+    return encode_with_graph(model, sequences, ChunkPlan(chunk_size, num_kept=1))
+
+
+def encode_with_graph(model: Recformer, sequences: TokenSequences, plan: ChunkPlan) -> torch.Tensor:
+    """Vectors of sequences with graph, (H, D), L2 norm 1.
+
+    Args:
+        model: the encoder.
+        sequences: of users or of items.
+        plan: how many tokens are encoded at once, and how many chunks keep their graph.
+    """
+    packed = pack(sequences.offsets, plan.chunk_size)
     device = model.token_embedding.weight.device
     tokens_P = torch.from_numpy(sequences.tokens[packed.positions]).to(device)
     parts = _parts(model.token_embedding(tokens_P), sequences, packed, np.zeros(len(tokens_P), dtype=bool))
-    pooled_HD = torch.cat([_pooled(model, part) for part in parts])
-    return _vectors(pooled_HD, packed)
+    return _vectors(encode_in_chunks(partial(_pooled, model), list(parts), plan.num_kept), packed)
 
 
 def encode_for_training(
