@@ -2,7 +2,16 @@ import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from userrep.data.item_text import column_texts, default_text_columns, item_text, record_text
+from userrep.data.item_text import (
+    column_texts,
+    default_text_columns,
+    format_attributes,
+    item_text,
+    parse_attributes,
+    plain_text,
+    record_attributes,
+    record_text,
+)
 
 # A busy machine is no failure.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -67,3 +76,44 @@ def test_columns_give_the_same_as_records(records: list[dict[str, object]]):
     columns = {name: [record[name] for record in records] for name in "abc"}
     texts = column_texts([[columns["b"], columns["a"]], [columns["c"]]])
     assert texts == [record_text(record, ("b|a", "c")) for record in records]
+
+
+def test_attributes_keep_their_keys_and_the_entries_of_a_list():
+    record = {
+        "title": " red\tshoe\n",
+        "keywords": "x",
+        "brand": "",
+        "categories": ["Beauty", None, "Hair  Care"],
+        "n": 3,
+    }
+    text = record_attributes(record, ("title|keywords", "brand|n", "categories", "absent"))
+    assert text == "title\tred shoe\nbrand\t3\ncategories\tBeauty\tHair Care"
+    assert parse_attributes(text) == [
+        ("title", ["red shoe"]),
+        ("brand", ["3"]),
+        ("categories", ["Beauty", "Hair Care"]),
+    ]
+    assert plain_text(text) == "red shoe 3 Beauty Hair Care"
+
+
+def test_a_plain_text_is_one_value_without_a_key():
+    assert parse_attributes("red shoe") == [("", ["red shoe"])]
+    assert parse_attributes("") == []
+    assert plain_text("red shoe") == "red shoe"
+
+
+@UNTIMED
+@given(st.lists(st.tuples(st.text(max_size=6), st.lists(st.text(max_size=9), max_size=3)), max_size=4))
+def test_attributes_come_back_as_they_were_written(attributes: list[tuple[str, list[str]]]):
+    cleaned = [
+        (" ".join(key.split()), [" ".join(v.split()) for v in values if v.split()]) for key, values in attributes
+    ]
+    assert parse_attributes(format_attributes(attributes)) == [pair for pair in cleaned if pair[1]]
+
+
+@UNTIMED
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES), st.lists(st.sampled_from(["a", "b|c", "d"]), max_size=3)
+)
+def test_attributes_without_their_keys_are_the_plain_text(record: dict[str, object], columns: list[str]):
+    assert plain_text(record_attributes(record, columns)) == record_text(record, columns)

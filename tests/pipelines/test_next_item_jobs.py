@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines import embed, evaluate, pretrain, tokenize
 from pipelines.config import JobConfig
@@ -13,12 +16,15 @@ from pipelines.experiments.catalog import load_config
 from pipelines.job import Job
 from pipelines.mlflow_store import local_tracking_uri
 from pipelines.run import run
+from tests.support.distributed import run_ranks
 from userrep.config import ConfigError
 from userrep.publishing.client import pull
 from userrep.publishing.entity import ITEM
 from userrep.training.encoders import open_encoder
-from userrep.training.settings import CluePretraining, TwoTowerPretraining
-from userrep.training.systems import open_system
+from userrep.training.encoding import MemoryConfig
+from userrep.training.settings import CluePretraining, TwoTowerPretraining, open_training_stream
+from userrep.training.state import train_step
+from userrep.training.systems import build_state, open_system, parse_pretraining
 
 pytestmark = [
     pytest.mark.ray,
@@ -73,6 +79,28 @@ def test_a_finished_job_is_not_run_again(finished: Job) -> None:
     assert [report.is_skipped for report in again.reports] == [True, True, True]
 
 
+def losses_of(rank_: int, world: int, values: dict[str, Any], shards: str) -> list[float]:
+    """Losses of all steps of a run, by one of several processes, without Ray."""
+    config = parse_pretraining(values)
+    system, state = open_system(config, Path(shards)), build_state(config, Path(shards))
+    objective: torch.nn.Module = system.build_objective(state.model, MemoryConfig())
+    if world > 1:
+        objective = DistributedDataParallel(objective)
+    batches = open_training_stream(Path(shards), config).batches(0, rank_, world)
+    return [train_step(objective, state, b, config.optim, config.num_steps)["train/loss"] for b in batches]
+
+
+def test_two_workers_learn_what_one_learns(finished: Job) -> None:
+    arguments = finished.config.pretrain.model_dump(mode="json"), str(finished.path(tokenize.TABLE))
+    (alone,) = run_ranks(losses_of, 1, 1, *arguments)
+    first, second = run_ranks(losses_of, 2, 2, *arguments)
+    assert len(alone) == 20
+    assert first == second
+    np.testing.assert_allclose(first, alone, rtol=1e-4)
+    reported = [point["metrics"]["train/loss"] for point in finished.manifest(pretrain.TABLE).facts["curve"]]
+    np.testing.assert_allclose(reported, alone, rtol=1e-4)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_shards_without_what_a_system_reads_are_refused(system: str, finished: Job) -> None:
     theirs = load_config(f"{system}_smoke", None, []).pretrain
@@ -89,17 +117,17 @@ def test_clue_refuses_tokens_of_keys(finished: Job) -> None:
     if finished.config.tokenize.attributes is None:
         assert open_system(CluePretraining(), shards).build_model() is not None
     else:
-        with pytest.raises(ConfigError, match="tokenize.attributes=null"):
+        with pytest.raises(ConfigError, match=r"tokenize\.attributes=null"):
             open_system(CluePretraining(), shards)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_is_for_clue_alone_says_so(system: str) -> None:
     config = load_config(f"{system}_smoke", None, [])
-    with pytest.raises(ConfigError, match="pretrain.system=clue"):
+    with pytest.raises(ConfigError, match=r"pretrain\.system=clue"):
         _ = config.clue
-    with pytest.raises(ConfigError, match="pretrain.system=clue"):
+    with pytest.raises(ConfigError, match=r"pretrain\.system=clue"):
         config.with_overrides(["teach.questions=[{kind: item, service: shop}]"])
-    with pytest.raises(ConfigError, match="learns from \\[next_item\\] alone"):
+    with pytest.raises(ConfigError, match=r"learns from \[next_item\] alone"):
         config.with_overrides(["pretrain.views.kinds=[time]"])
     assert JobConfig.parse(config.model_dump(mode="json")) == config

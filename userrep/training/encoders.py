@@ -16,14 +16,15 @@ from userrep.data.features import ItemFeatures
 from userrep.data.key_values import KeyValueConfig
 from userrep.data.split import id_keys
 from userrep.data.tokenizer import TOKENIZER_NAME, open_item_tokenizer
-from userrep.data.vocabulary import Vocabulary, read_vocabulary
+from userrep.data.vocabulary import Vocabulary
 from userrep.manifest import read_manifest
 from userrep.models.clue import Clue
-from userrep.models.recformer import Recformer, RecformerConfig
+from userrep.models.recformer import Recformer
 from userrep.models.two_tower import TwoTower, TwoTowerConfig
 from userrep.training.checkpoint import MODEL_FILE, load_encoder, load_model
 from userrep.training.encoding import encode
 from userrep.training.recformer_system import encode_batch
+from userrep.training.recformer_table import load_recformer
 from userrep.training.two_tower_encoding import build_two_tower, encode_rows
 
 
@@ -76,11 +77,12 @@ class RecformerEncoder(ItemEncoder):
 
     model: Recformer
 
-    def __init__(self, model: Recformer, directory: Path, attributes: KeyValueConfig) -> None:
-        """Args: directory holds the tokenizer; attributes are read as in training."""
+    def __init__(
+        self, model: Recformer, vocabulary: Vocabulary, tokenizer_path: Path, attributes: KeyValueConfig
+    ) -> None:
+        """Args: tokenizer_path of the tokenizer.json of the vocabulary; attributes are read as in training."""
         super().__init__(model)
-        self._vocabulary: Vocabulary = read_vocabulary(directory / TOKENIZER_NAME)
-        self._tokenize = open_item_tokenizer(directory / TOKENIZER_NAME, attributes)
+        self._vocabulary, self._tokenize = vocabulary, open_item_tokenizer(tokenizer_path, attributes)
 
     def encode_histories(self, batch: HistoryBatch) -> torch.Tensor:
         """User vectors (H, D)."""
@@ -125,14 +127,13 @@ class TwoTowerEncoder(ItemEncoder):
 def open_encoder(directory: Path) -> TrainedEncoder:
     """The encoder of a committed encoder table, whatever its system."""
     manifest = read_manifest(directory)
-    system, shape = manifest.config.get("system", "clue"), manifest.facts.get("model", {})
+    system = manifest.config.get("system", "clue")
     if system == "recformer":
-        recformer = Recformer(RecformerConfig.parse(shape), manifest.facts["num_embeddings"])
-        load_model(directory / MODEL_FILE, recformer)
-        return RecformerEncoder(recformer.eval(), directory, KeyValueConfig.parse(manifest.facts["attributes"]))
+        attributes = KeyValueConfig.parse(manifest.facts["attributes"])
+        return RecformerEncoder(*load_recformer(directory), directory / TOKENIZER_NAME, attributes)
     if system == "two_tower":
         items = ItemFeatures.load(directory)
-        towers = build_two_tower(TwoTowerConfig.parse(shape), items)
+        towers = build_two_tower(TwoTowerConfig.parse(manifest.facts["model"]), items)
         load_model(directory / MODEL_FILE, towers)
         return TwoTowerEncoder(towers.eval(), items)
     return ClueEncoder(load_encoder(directory))

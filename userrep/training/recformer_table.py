@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from userrep.config import ConfigError
 from userrep.data.tokenizer import TOKENIZER_NAME
-from userrep.data.vocabulary import Vocabulary
+from userrep.data.vocabulary import Vocabulary, read_vocabulary
 from userrep.manifest import read_manifest, verify_files
 from userrep.models.recformer import Recformer, RecformerConfig
 from userrep.training.checkpoint import MODEL_FILE, load_model
@@ -28,7 +26,7 @@ def load_recformer(directory: Path) -> tuple[Recformer, Vocabulary]:
             f"{directory} holds a table {manifest.table!r} of system {system!r}, and only a Recformer can be "
             "fine-tuned for next items: give the `encoder` table of a job with pretrain.system=recformer"
         )
-    vocabulary = Vocabulary.of(Tokenizer.from_file(str(directory / TOKENIZER_NAME)))
+    vocabulary = read_vocabulary(directory / TOKENIZER_NAME)
     # Facts, not the config: a backbone has a shape of its own, and may have more embeddings than there are tokens.
     model = Recformer(RecformerConfig.parse(manifest.facts["model"]), manifest.facts["num_embeddings"])
     load_model(directory / MODEL_FILE, model)
