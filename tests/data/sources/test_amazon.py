@@ -77,6 +77,8 @@ def test_2023_counts_milliseconds_and_parents(tmp_path: Path):
     ]
     assert faults == [("All_Beauty.jsonl.gz", line, "bad_time") for line in (2, 3, 4, 5)]
     assert [row["text"] for row in read(source, "items")[0]] == ["Dryer Howard All Beauty"]
+    keeping = source.model_copy(update={"keep_attributes": True})
+    assert [row["text"] for row in read(keeping, "items")[0]] == ["title\tDryer\nbrand\tHoward\ncategories\tAll Beauty"]
 
 
 def test_files_are_one_per_category(tmp_path: Path):

@@ -122,6 +122,12 @@ def test_items_default_text_is_every_text_column(tmp_path: Path):
     assert faults == [("items.parquet", 3, "missing_id"), ("items.parquet", 4, "empty_text")]
     good, _ = read(ParquetSource(path=tmp_path, text_columns=("price", "title|categories")), "items")
     assert [row["text"] for row in good] == ["1.5 Dryer", "2.5 Pans", "4.5"]
+    keeping = ParquetSource(path=tmp_path, text_columns=("price", "title|categories"), keep_attributes=True)
+    assert [row["text"] for row in read(keeping, "items")[0]] == [
+        "price\t1.5\ntitle\tDryer",
+        "price\t2.5\ntitle\tPans",
+        "price\t4.5",
+    ]
 
 
 def test_items_with_undecodable_text(tmp_path: Path):
