@@ -41,11 +41,14 @@ def ray_session(is_verbose: bool) -> Iterator[None]:
         for name in ("ray.data", "ray.train", "ray._private.authentication"):
             logging.getLogger(name).setLevel(level)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\.")
+    is_local = "RAY_ADDRESS" not in os.environ
     ray.init(
+        # Without it Ray would join the last cluster that was started on this machine, or wait for it when it is dead.
+        address="local" if is_local else None,
         logging_level=level,
         log_to_driver=is_verbose,
         configure_logging=is_verbose,
-        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+        include_dashboard=False if is_local else None,
     )
     ray.data.DataContext.get_current().enable_progress_bars = is_verbose
     try:

@@ -87,8 +87,9 @@ def recformer_amazon2014() -> JobConfig:
 def recformer_amazon2018() -> JobConfig:
     """Reviews of one category of 2018, to fine-tune Recformer on; tokenize them as the encoder was trained.
 
-    Command: `userrep finetune --config recformer_amazon2018 --data PATH/amazon2018_office_products --workdir DIR
-    --from jobs/recformer/encoder`.
+    Command: `userrep STAGE --config recformer_amazon2018 --data PATH/amazon2018_office_products --workdir DIR
+    --set tokenize.name=jobs/text/encoder/tokenizer.json`, STAGE being ingest, then tokenize; then
+    `userrep finetune --from jobs/text/encoder --workdir DIR`.
     """
     return recformer_amazon2014().model_copy(
         update={
