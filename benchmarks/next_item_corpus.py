@@ -116,7 +116,7 @@ def _featurize(directory: Path, configs: Sequence[FeatureConfig]) -> tuple[ItemF
 
 
 def _last_pairs(users: RowGroup, items: ItemFeatures, split: str, max_pairs: int) -> Queries:
-    """The most recent pairs of neighbours of every history of a split's users."""
+    """The most recent pairs of neighbours of every history of a split's users, but those of one item with itself."""
     of_history = np.repeat(users.splits == SPLITS.index(split), np.diff(users.user_offsets))
     starts, stops = users.history_offsets[:-1][of_history], users.history_offsets[1:][of_history]
     rows = items.rows(users.item_keys)[users.items]
@@ -124,4 +124,5 @@ def _last_pairs(users: RowGroup, items: ItemFeatures, split: str, max_pairs: int
         [np.arange(max(start + 1, stop - max_pairs), stop) for start, stop in zip(starts, stops, strict=True)]
         or [np.zeros(0, dtype=np.int64)]
     )
+    targets = targets[rows[targets - 1] != rows[targets]]
     return Queries(rows[targets - 1], rows[targets])

@@ -3,7 +3,8 @@
     python -m benchmarks.two_tower_variants --dataset amazon2014 --data DIR --runs FILE.jsonl --stages compare
 
 Every run is a line of JSON, and one that the file holds already is not repeated, so a command can be cut and repeated.
-Runs of one seed share their batches and initial weights. Stages: `steps` (plain, measured on its way), `alpha` and
+Runs of one seed share their batches and initial weights. The regulariser sees half as many items as
+the main loss. Stages: `steps` (plain, measured on its way), `alpha` and
 `dropout` (on validation users), `compare` (variants on test users, with what these chose). Without stages, tables of
 what the file holds are printed.
 
@@ -155,7 +156,9 @@ def plan_runs(stage: Stage, arguments: argparse.Namespace, done: list[Run]) -> I
             fixed = {"stage": stage, "dataset": arguments.dataset, "share": share, "seed": seed}
             fixed |= {"num_steps": num_steps, "batch_size": arguments.batch_size}
             for name, changes in _changes(stage, arguments, share, done):
-                base = TwoTowerLossConfig.parse({"corrects_frequency": arguments.corrects_frequency})
+                base = TwoTowerLossConfig.parse(
+                    {"corrects_frequency": arguments.corrects_frequency, "corpus_batch_size": arguments.batch_size // 2}
+                )
                 values = variant(name, base).model_dump(mode="json")
                 augmentation = {**values["augmentation"], **changes.pop("augmentation", {})}
                 loss = {**values, **changes, "augmentation": augmentation}
@@ -169,7 +172,9 @@ def _changes(
     if stage == "steps":
         yield "plain", {}
     elif stage == "alpha":
-        yield from ((name, {"alpha": alpha}) for name in TUNED if name in arguments.variants for alpha in ALPHAS)
+        yield from (
+            (name, {"alpha": alpha}) for name in TUNED if name in arguments.variants for alpha in arguments.alphas
+        )
     for name in arguments.variants if stage in ("dropout", "compare") else ():
         alpha = {} if name in ("plain", "fd") else {"alpha": chosen_alpha(done, arguments.dataset, share, name)}
         option = {"fd": "feature_dropout", "cfm": "augmentation"}.get(name)
@@ -193,6 +198,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.1], help="of the training samples")
     parser.add_argument("--steps", nargs="+", type=int, default=[1000, 500], help="of a run, one for every share")
+    parser.add_argument("--alphas", nargs="+", type=float, default=list(ALPHAS), help="tried in the stage alpha")
     parser.add_argument("--seeds", type=int, default=5, help="number of them")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=512)
