@@ -136,10 +136,10 @@ def findings(full: Group, tenth: Group | None, metric: str) -> list[Finding]:
         gain = [group.gains("cfm", "plain", part, metric) for part in ("tail", "head")]
         found.append(Finding(f"the tail gains more than the head, {where}", gain[0] - gain[1]))
         rest = [name for name in SELF_SUPERVISED if name in group.runs and name != "rfm"]
-        worst = min(rest, key=lambda name: group.mean(name, metric=metric).mean)
-        found.append(
-            Finding(f"rfm below {worst}, the worst of the others, {where}", group.gains(worst, "rfm", metric=metric))
-        )
+        if "rfm" in group.runs and len(rest) > 1:
+            worst = min(rest, key=lambda name: group.mean(name, metric=metric).mean)
+            claim = f"{worst}, the worst other one, above rfm, {where}"
+            found.append(Finding(claim, group.gains(worst, "rfm", metric=metric)))
     if tenth is not None:
         gain = [group.gains("cfm", "plain", metric=metric) for group in (tenth, full)]
         count = min(len(values) for values in gain)

@@ -74,6 +74,10 @@ DATASETS = {
         ("title|keywords", "categories", "brand"),
         {"id": "id", "brand": "categorical", "categories": "multi_hot", "title": "bag"},
     ),
+    # Most items have no brand: a view that shows nothing but the brand is the same for all of them.
+    "amazon2014_no_brand": Dataset(
+        ("title|keywords", "categories"), {"id": "id", "categories": "multi_hot", "title": "bag"}
+    ),
     "yelp2019": Dataset(("title", "categories"), {"id": "id", "title": "bag", "categories": "multi_hot"}),
 }
 
