@@ -155,15 +155,13 @@ def measure(model: TwoTower, corpus: NextItemCorpus, split: str) -> dict[str, di
 
 def plan_runs(stage: Stage, arguments: argparse.Namespace, done: list[Run]) -> Iterator[RunConfig]:
     """Runs of a stage, seed after seed, so that a cut leaves all variants with the same seeds."""
+    common = {"corrects_frequency": arguments.corrects_frequency, "corpus_batch_size": arguments.batch_size // 2}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for share, num_steps in zip(arguments.shares, arguments.steps, strict=True):
             fixed = {"stage": stage, "dataset": arguments.dataset, "share": share, "seed": seed}
             fixed |= {"num_steps": num_steps, "batch_size": arguments.batch_size}
             for name, changes in _changes(stage, arguments, share, done):
-                base = TwoTowerLossConfig.parse(
-                    {"corrects_frequency": arguments.corrects_frequency, "corpus_batch_size": arguments.batch_size // 2}
-                )
-                values = variant(name, base).model_dump(mode="json")
+                values = variant(name, TwoTowerLossConfig.parse(common)).model_dump(mode="json")
                 augmentation = {**values["augmentation"], **changes.pop("augmentation", {})}
                 loss = {**values, **changes, "augmentation": augmentation}
                 yield RunConfig.parse({**fixed, "variant": name, "loss": loss})
@@ -172,24 +170,24 @@ def plan_runs(stage: Stage, arguments: argparse.Namespace, done: list[Run]) -> I
 def _changes(
     stage: Stage, arguments: argparse.Namespace, share: float, done: list[Run]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Variants of a stage with what was chosen for them."""
-    if stage == "steps":
-        yield "plain", {}
-    elif stage == "alpha":
-        yield from (
-            (name, {"alpha": alpha}) for name in TUNED if name in arguments.variants for alpha in arguments.alphas
-        )
-    for name in arguments.variants if stage in ("dropout", "compare") else ():
-        alpha = {} if name in ("plain", "fd") else {"alpha": chosen_alpha(done, arguments.dataset, share, name)}
-        option = {"fd": "feature_dropout", "cfm": "augmentation"}.get(name)
-        if stage == "dropout" and option is None:
-            continue
-        rates = DROPOUTS if stage == "dropout" else (chosen_dropout(done, arguments.dataset, share, name),)
-        for rate in rates:
-            dropout: dict[str, Any] = {"feature_dropout": rate} if name == "fd" else {}
-            if name != "cfm_no_dropout" and name not in ("plain", "fd", "so"):
-                dropout = {"augmentation": {"value_dropout": rate}}
-            yield name, alpha | dropout
+    """Variants of a stage, and what their losses have beside the variant itself."""
+    where = (arguments.dataset, share)
+    for name in arguments.variants:
+        has_alpha, has_rate = name not in ("plain", "fd"), name not in ("plain", "so", "cfm_no_dropout")
+        if stage == "alpha" and name in TUNED:
+            yield from ((name, {"alpha": alpha}) for alpha in arguments.alphas)
+        elif stage == "dropout" and name in ("cfm", "fd"):
+            alpha = {"alpha": chosen_alpha(done, *where, name)} if has_alpha else {}
+            yield from ((name, alpha | _rate(name, rate)) for rate in DROPOUTS)
+        elif stage == "compare":
+            alpha = {"alpha": chosen_alpha(done, *where, name)} if has_alpha else {}
+            yield name, alpha | (_rate(name, chosen_dropout(done, *where, name)) if has_rate else {})
+        elif stage == "steps" and name == "plain":
+            yield name, {}
+
+
+def _rate(name: str, rate: float) -> dict[str, Any]:
+    return {"feature_dropout": rate} if name == "fd" else {"augmentation": {"value_dropout": rate}}
 
 
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -229,12 +227,10 @@ def main(given: list[str] | None = None) -> None:
                 line = {"config": described, **bench.run(config), **facts}
                 with arguments.runs.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
-                print(stage, config.variant, share_text(config), line["validation"]["all"], flush=True)
-
-
-def share_text(config: RunConfig) -> str:
-    """What tells runs of a stage apart, for the log."""
-    return f"share {config.share:g} seed {config.seed} alpha {config.loss.alpha:g}"
+                place = (
+                    f"{stage} {config.variant}, share {config.share:g}, seed {config.seed}, alpha {config.loss.alpha:g}"
+                )
+                print(place, line["validation"]["all"], flush=True)
 
 
 if __name__ == "__main__":
