@@ -148,12 +148,16 @@ def findings(full: Group, tenth: Group | None, metric: str) -> list[Finding]:
 
 
 def percent(interval: Interval) -> str:
-    """A relative gain for people."""
+    """A relative gain for people; of one seed without an interval."""
+    if interval.num_seeds == 1:
+        return f"{100 * interval.mean:+.1f}%"
     return f"{100 * interval.mean:+.1f} ± {100 * (interval.high - interval.mean):.1f}%"
 
 
 def plain(interval: Interval) -> str:
-    """A score for people."""
+    """A score for people; of one seed without an interval."""
+    if interval.num_seeds == 1:
+        return f"{interval.mean:.4f}".lstrip("0")
     return f"{interval.mean:.4f} ± {interval.high - interval.mean:.4f}".replace("0.", ".")
 
 
