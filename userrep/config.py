@@ -44,14 +44,26 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError("\n".join([f"invalid {cls.__name__}:", *map(_line, error.errors())])) from error
+            lines = [_line(problem, values) for problem in error.errors()]
+            raise ConfigError("\n".join([f"invalid {cls.__name__}:", *lines])) from error
 
 
-def _line(problem: Any) -> str:
-    place, received = ".".join(map(str, problem["loc"])), problem.get("input")
+def _line(problem: Any, values: dict[str, Any]) -> str:
+    place, received = ".".join(map(str, _keys(problem["loc"], values))), problem.get("input")
     # A problem between keys is reported with all of them, which says nothing.
     tail = "" if isinstance(received, dict | BaseModel) else f" (received {received!r})"
     return f"  {place}{': ' if place else ''}{problem['msg']}{tail}"
+
+
+def _keys(place: Sequence[Any], node: Any) -> list[Any]:
+    """The keys of a place in plain values: pydantic also names the choice that it made of several kinds of node."""
+    keys = []
+    for number, part in enumerate(place):
+        is_choice = isinstance(node, dict) and part not in node and number < len(place) - 1
+        if not is_choice:
+            keys.append(part)
+            node = node.get(part) if isinstance(node, dict) else None
+    return keys
 
 
 def digest_json(value: Any) -> str:

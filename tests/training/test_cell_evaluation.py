@@ -21,6 +21,7 @@ from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue, ClueConfig
 from userrep.training import cell_evaluation
 from userrep.training.cell_evaluation import CellEvaluation, EvaluationConfig, probe_vectors
+from userrep.training.encoders import ClueEncoder
 from userrep.training.validation import encode_pool
 
 VIEWS = ViewConfig(kinds=("time",), max_events=7)
@@ -126,7 +127,7 @@ def test_whole_vectors_are_those_that_are_published(shards: Path):
     users = load_probe_users(shards, read_manifest(shards).facts["shards"], 30, 20, 4)
     model = new_model().eval()
     whole, before = probe_vectors(model, users, 3)
-    np.testing.assert_allclose(whole, encode_users(model, users.group, 3), atol=1e-6)
+    np.testing.assert_allclose(whole, encode_users(ClueEncoder(model), users.group, 3), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, atol=1e-6)
     assert not np.allclose(before, whole, atol=1e-3)
     alone = probe_vectors(model, users, 3, is_whole=False)
