@@ -11,10 +11,11 @@ from userrep.data.shard_tasks import FIRST_TASK, Question, name_of, shard_tasks
 from userrep.data.sources.movielens import MovieLensSource
 from userrep.data.sources.parquet import ParquetSource
 from userrep.data.sources.synthetic import SyntheticSource
+from userrep.data.task_digests import digest_tasks
 from userrep.data.task_sources import ml1m_tasks, synthetic_tasks
 from userrep.data.tasks import TaskSet, TaskSplit, noisy_task, vector_task
 from userrep.data.ttl import TtlTask, ttl_tasks
-from userrep.training.cells import Cell, ContinualConfig, digest_tasks
+from userrep.training.cells import Cell, ContinualConfig
 
 NOISE = "noise"  # name of the task that nothing can be learned from
 

@@ -13,13 +13,14 @@ from pipelines.continual_config import ContinualJobConfig, default_order
 from pipelines.continual_groups import arrows
 from userrep.config import ConfigError
 from userrep.continual.catalog import METHODS
+from userrep.data.task_digests import digest_prefixes
 from userrep.data.tasks import TaskSet
 from userrep.manifest import read_manifest
 from userrep.publishing.client import pull_version, resolve
 from userrep.publishing.connection import connect
 from userrep.publishing.registry import Published, check_free, publish
 from userrep.training.cell_table import CELLS, ENCODER, write_cell_table
-from userrep.training.cells import Cell, choose_tasks, digest_prefixes, lesson_directory
+from userrep.training.cells import Cell, choose_tasks, lesson_directory
 from userrep.training.replay import find_run, flatten
 from userrep.training.run_record import RECORD_NAME, RunRecord
 

@@ -1,7 +1,6 @@
 """Stages `publish` and `pull`: `embeddings/` -> a version in the registry -> `pulled/`, verified."""
 
 import json
-from typing import Any
 
 from pipelines import embed, evaluate, pretrain
 from pipelines.job import Draft, Job
@@ -18,60 +17,44 @@ RECORD = "version.json"
 
 
 def run(job: Job) -> None:
-    """Runs stage `publish`."""
-    config, uri = job.config.publish, tracking_uri(job.workdir)
-
-    def write(draft: Draft) -> None:
-        quality, encoder = job.manifest(evaluate.TABLE).facts, job.manifest(pretrain.TABLE).facts
-        published = publish(
-            job.path(embed.TABLE),
-            config.name,
-            config.alias,
-            tracking_uri=uri,
-            experiment=config.experiment,
-            run_id=run_id_of(job, encoder["run_name"], encoder["run_key"]),
-            metrics={f"test/{key}": value for key, value in quality["encoder"].items()},
-            tags={"config": job.config.name},
-            artifact_root=artifact_root(job.workdir),
-            verbose=job.console.is_verbose,
-        )
-        record = {"name": published.name, "version": published.version, "alias": published.alias}
-        (draft.directory / RECORD).write_text(json.dumps(record))
-        rows = job.manifest(embed.TABLE).facts["rows"]
-        draft.commit(
-            "published", {**record, "rows": rows, "model_id": published.model_id, "sha256": published.table_sha256}
-        )
-        job.console.say(f"publish: {published.name}@{published.alias} is version {published.version}")
-
-    resolved = {**config.model_dump(mode="json"), "tracking_uri": redacted(uri)}
-    job.run_stage("publish", TABLE, resolved, (pretrain.TABLE, evaluate.TABLE, embed.TABLE), write)
+    """Runs stage `publish`; where items have vectors, their table is published beside that of the users."""
+    quality = job.manifest(evaluate.TABLE).facts["encoder"]
+    metrics = {f"test/{key}": value for key, value in quality.items()}
+    _publish(job, "publish", embed.TABLE, TABLE, job.config.publish.name, (evaluate.TABLE,), metrics)
     if embed.has_items(job):
-        _publish_items(job, resolved)
+        _publish(job, "publish items", embed.ITEM_TABLE, ITEM_TABLE, embed.item_table_name(job), (), {})
 
 
-def _publish_items(job: Job, resolved: dict[str, Any]) -> None:
+def _publish(
+    job: Job, stage: str, table: str, target: str, name: str, inputs: tuple[str, ...], metrics: dict[str, float]
+) -> None:
+    """Registers `table` as a new version of `name`; what was registered stands in `target`."""
     config, uri = job.config.publish, tracking_uri(job.workdir)
 
     def write(draft: Draft) -> None:
         encoder = job.manifest(pretrain.TABLE).facts
         published = publish(
-            job.path(embed.ITEM_TABLE),
-            embed.item_table_name(job),
+            job.path(table),
+            name,
             config.alias,
             tracking_uri=uri,
             experiment=config.experiment,
             run_id=run_id_of(job, encoder["run_name"], encoder["run_key"]),
-            metrics={},
+            metrics=metrics,
             tags={"config": job.config.name},
             artifact_root=artifact_root(job.workdir),
             verbose=job.console.is_verbose,
         )
         record = {"name": published.name, "version": published.version, "alias": published.alias}
         (draft.directory / RECORD).write_text(json.dumps(record))
-        draft.commit("published", {**record, "rows": job.manifest(embed.ITEM_TABLE).facts["rows"]})
-        job.console.say(f"publish: {published.name}@{published.alias} is version {published.version}")
+        rows = job.manifest(table).facts["rows"]
+        draft.commit(
+            "published", {**record, "rows": rows, "model_id": published.model_id, "sha256": published.table_sha256}
+        )
+        job.console.say(f"{stage}: {published.name}@{published.alias} is version {published.version}")
 
-    job.run_stage("publish items", ITEM_TABLE, resolved, (pretrain.TABLE, embed.ITEM_TABLE), write)
+    resolved = {**config.model_dump(mode="json"), "tracking_uri": redacted(uri)}
+    job.run_stage(stage, target, resolved, (pretrain.TABLE, *inputs, table), write)
 
 
 def run_pull(job: Job) -> dict[str, object]:

@@ -27,6 +27,7 @@ from userrep.manifest import IncompleteTableError
 
 REPORT_NAME = "report.html"
 MAX_CURVE_POINTS = 1000  # of a line in a figure; keeps the page small
+CONTRASTS = ("train/contrastive_loss", "train/main_loss", "train/loss")  # of Recformer, two-tower, CLUE
 BUSY_LOAD = 2.0  # load average per core above which timings are marked; assumption: the job alone makes about 1.3
 
 # Role -> a colour that is legible on white and on black. The page replaces it by the one of its colour scheme.
@@ -118,7 +119,9 @@ def _retrieval_figure(systems: dict[str, dict[str, float]], pool: int) -> Markup
 def _training_figure(curve: list[dict[str, Any]], batch_size: int, pool: int) -> Markup:
     figure = Figure(figsize=(4.5, 4.6), layout="constrained")
     losses, recalls = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    steps, loss = _series(curve, "train/loss")
+    # Of a loss of several parts the one that chance is known of.
+    contrast = next(key for key in CONTRASTS if key in curve[0]["metrics"])
+    steps, loss = _series(curve, contrast)
     val_steps, val_loss = _series(curve, "val/loss")
     recall, chance = _series(curve, "val/recall_at_10")[1], min(1.0, 10 / pool)
     _plot_smoothed(losses, steps, loss, "accent", "train")

@@ -23,12 +23,13 @@ from tests.support.tiny_cell import Points, assert_same_state, method_state, tim
 from tests.support.tokenized import write_ingested
 from userrep.config import ConfigError
 from userrep.data.shard_tasks import ItemQuestion, LabelQuestion
+from userrep.data.task_digests import digest_prefixes
 from userrep.data.tasks import TaskSet
 from userrep.manifest import IncompleteTableError
 from userrep.publishing.client import pull
 from userrep.publishing.connection import RegistryError, UnknownTableError, connect
 from userrep.training.backbones import EncoderTable, PretrainedClue
-from userrep.training.cells import METHOD_FILE, ContinualConfig, TaskTraining, choose_tasks, digest_prefixes, read_cell
+from userrep.training.cells import METHOD_FILE, ContinualConfig, TaskTraining, choose_tasks, read_cell
 from userrep.training.continual import run_cell
 
 # SQLAlchemy 2.1 deprecates a loading option that MLflow 3.17 uses.

@@ -11,20 +11,12 @@ from pydantic import ValidationError
 
 from tests.support.tiny_cell import ORDER, Points, method_state, run_tiny, tiny_cell, tiny_tasks
 from userrep.config import ConfigError
+from userrep.data.task_digests import digest_prefixes, digest_tasks
 from userrep.data.tasks import ItemSequences, Task, TaskSet
 from userrep.evaluation.transfer import backward_transfer
 from userrep.manifest import IncompleteTableError, read_manifest, verify_files
 from userrep.training.backbones import EncoderTable, NextItNetBackbone, PretrainedClue
-from userrep.training.cells import (
-    LESSON_FILE,
-    METHOD_FILE,
-    Cell,
-    ContinualConfig,
-    choose_tasks,
-    digest_prefixes,
-    digest_tasks,
-    read_cell,
-)
+from userrep.training.cells import LESSON_FILE, METHOD_FILE, Cell, ContinualConfig, choose_tasks, read_cell
 from userrep.training.continual import run_cell
 
 

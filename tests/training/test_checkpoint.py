@@ -165,3 +165,21 @@ def test_a_restored_state_does_not_depend_on_its_files(tmp_path: Path) -> None:
     run_steps(state, 2, 2)
     for name, value in weights(restored).items():
         assert torch.equal(value, weights(state)[name]), name
+
+
+def test_a_run_with_adagrad_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = OPTIM.model_copy(update={"algorithm": "adagrad"})
+
+    def new_state() -> TrainState[Clue]:
+        state = make_state()
+        return TrainState(model=state.model, optimizer=build_optimizer(state.model, config), seed=state.seed)
+
+    whole, begun, resumed = new_state(), new_state(), new_state()
+    assert isinstance(whole.optimizer, torch.optim.Adagrad)
+    run_steps(whole, 4, 4)
+    run_steps(begun, 2, 4)
+    restore_checkpoint(save(new_attempt(tmp_path), begun), resumed)
+    run_steps(resumed, 4, 4)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    assert not torch.equal(weights(begun)["token_embedding.weight"], weights(whole)["token_embedding.weight"])

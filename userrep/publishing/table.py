@@ -137,9 +137,7 @@ def finish_table(
     card_path.unlink(missing_ok=True)  # of an attempt that stopped before the manifest
     verify_files(directory, draft)
     verify_parts(directory, draft)
-    misnamed = [entry.path for entry in ordered if entry not in part_entries(draft)]
-    if strays := [*misnamed, *unlisted_files(directory, draft)]:
-        raise IncompleteTableError(f"{directory} holds {strays[0]!r}, no part of this table; use a fresh directory")
+    _check_strays(directory, draft)
     check_ids_unique(directory, draft)
     card_path.write_text(render_card(whole, entity))
     manifest = draft.model_copy(update={"files": (*ordered, describe_file(directory, card_path))})
@@ -175,6 +173,12 @@ def lookup(dataset: pads.Dataset, ids: Sequence[str]) -> pa.Table:
     found = dataset.to_table(filter=pc.field(column).isin(wanted)).combine_chunks()
     positions = pc.index_in(wanted, value_set=found[column].combine_chunks())
     return found.take(positions.drop_null())
+
+
+def _check_strays(directory: Path, draft: Manifest) -> None:
+    misnamed = [entry.path for entry in draft.files if entry not in part_entries(draft)]
+    if strays := [*misnamed, *unlisted_files(directory, draft)]:
+        raise IncompleteTableError(f"{directory} holds {strays[0]!r}, no part of this table; use a fresh directory")
 
 
 def _check_facts(facts: Mapping[str, Any], tasks: Sequence[str]) -> None:

@@ -5,12 +5,10 @@ joint method. A lesson's directory `task-00`, `task-01`, ... (by its last task) 
 and never changes. Directories and results are read without a model.
 """
 
-import json
 import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 
-from userrep.config import HASH_CHARS, Config, ConfigError, digest_json
+from userrep.config import Config, ConfigError, digest_json
 from userrep.data.tasks import Metric, Task, TaskSet
 from userrep.manifest import (
     MANIFEST_NAME,
@@ -184,32 +182,6 @@ def choose_tasks(cell: Cell, tasks: TaskSet) -> tuple[Task, ...]:
     if unknown := [name for name in cell.order if name not in known]:
         raise ConfigError(f"order names {', '.join(unknown)}: the tasks of this data set are {', '.join(known)}")
     return tuple(known[name] for name in cell.order)
-
-
-def digest_prefixes(tasks: TaskSet, chosen: tuple[Task, ...], with_texts: bool) -> tuple[str, ...]:
-    """Hex digests (12 characters) of all that training and evaluation read until each of the tasks has been taught.
-
-    Args:
-        tasks: of the data set.
-        chosen: those of them that are taught, in their order.
-        with_texts: whether texts of the items are read, `ContinualConfig.reads_texts`.
-    """
-    digests = []
-    digest = sha256(f"{tasks.sequences.num_items} {tasks.sequences.items.shape}".encode())
-    digest.update(tasks.sequences.items.tobytes())
-    if with_texts:
-        digest.update(json.dumps(tasks.sequences.texts).encode())
-    for task in chosen:
-        digest.update(f"{task.name} {task.kind} {task.num_classes} {len(task.rows)}".encode())
-        for values in (task.rows, task.labels, task.split):
-            digest.update(values.tobytes())
-        digests.append(digest.hexdigest()[:HASH_CHARS])
-    return tuple(digests)
-
-
-def digest_tasks(tasks: TaskSet, chosen: tuple[Task, ...], with_texts: bool) -> str:
-    """Hex digest (12 characters) of all that training and evaluation read; see `digest_prefixes`."""
-    return digest_prefixes(tasks, chosen, with_texts)[-1]
 
 
 def lesson_directory(directory: Path, number: int) -> Path:

@@ -28,6 +28,7 @@ from userrep.config import ConfigError
 from userrep.continual.catalog import build_method
 from userrep.continual.method import Method, Progress
 from userrep.continual.network import TaskSpec
+from userrep.data.task_digests import digest_prefixes
 from userrep.data.tasks import Task, TaskSet
 from userrep.losses.gather import all_gather, rank
 from userrep.training.backbones import BackboneSource, open_backbone
@@ -41,7 +42,6 @@ from userrep.training.cells import (
     Lesson,
     choose_tasks,
     continue_cell,
-    digest_prefixes,
     lesson_directory,
     num_taught,
     remove_lessons_after,
