@@ -206,8 +206,8 @@ def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
 
     Args:
         embedding_dim: width of the vectors, > 0; the same in all columns.
-        dtype: `float32`, `float16` or `int8`; the same in all columns. After each column of int8 there is one of float32
-            with the factor that makes vectors of norm 1 of its integers.
+        dtype: `float32`, `float16` or `int8`; the same in all columns. After each column of int8 there is one of
+            float32 with the factor that makes vectors of norm 1 of its integers.
         tasks: names of the tasks that have a column, in the order of the columns; each once.
 
     Raises:

@@ -20,7 +20,7 @@ from userrep.publishing.aliases import point_alias
 from userrep.publishing.connection import TABLE_TAG, WRITE_LIMITS, RegistryError, connect
 from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import finish_run
-from userrep.publishing.upload import Beside, Request, make_version
+from userrep.publishing.upload import FORCED_TAG, Beside, Request, make_version
 from userrep.publishing.verify import embedding_kind
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # LoggedModel names allow no . : / % or quotes; @ and / part references
@@ -94,6 +94,9 @@ def publish(
         version = make_version(request, experiment, run_id, artifact_root)
     with connect(tracking_uri, limits=WRITE_LIMITS, verbose=verbose) as client:
         finish_run(client, version.run_id, "FINISHED")
+        for key, value in (beside.tags if beside else {}).items():
+            if key.startswith(FORCED_TAG):  # a version that existed already has no such tag yet
+                client.set_model_version_tag(name, str(version.version), key, value)
         point_alias(client, name, alias, int(version.version))
     return Published(name, int(version.version), alias, version.tags["model_id"], request.table_sha256)
 

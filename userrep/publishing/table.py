@@ -130,8 +130,8 @@ def finish_table(
         config: resolved config of the stage that computed the vectors.
         inputs: input table -> digest of its manifest.
         entity: what a row stands for, as given to `write_part`.
-        quality_rows: quality of each user that was measured, from `quality.quality_rows`; kept beside the parts, so that
-            a later version can be compared user by user.
+        quality_rows: quality of each user that was measured, from `quality.quality_rows`; kept beside the parts, so
+            that a later version can be compared user by user.
 
     Raises:
         EmbeddingTableError: a fact is missing, reserved or of no task of the table, or an id is in two parts.
@@ -203,7 +203,7 @@ def lookup(dataset: pads.Dataset, ids: Sequence[str]) -> pa.Table:
     return found.take(positions.drop_null())
 
 
-def _compression(schema: pa.Schema) -> dict[str, str]:
+def _compression(schema: pa.Schema) -> Any:
     """zstd for all but the vectors, by the names that Parquet gives its columns."""
     vectors = vector_columns(schema)
     return {

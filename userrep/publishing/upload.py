@@ -25,13 +25,17 @@ from userrep.publishing.connection import TABLE_TAG, TRANSFER_LIMITS, WRITE_LIMI
 from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import experiment_of, finish_run, open_run
 
-
+FORCED_TAG = "userrep.forced."  # + alias, on a version: who moved the alias to it against the gate, and what it said
+PREVIOUS_TAG = "userrep.previous"  # version that the map leads to
+UNMAPPED_TAG = "userrep.unmapped"  # why there is no map
+FILES_TAG = "userrep.release"  # JSON: file in the folder `release` -> sha256
+REPORT_NAME = "gate.json"  # in the folder `release`
 BESIDE = "release"  # folder of a version's files that its manifest does not list
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What a release adds to a version beside its table: files in the folder `release`, and tags that vouch for them."""
+    """What a release adds to a version beside its table: files in the folder `release`, and tags that vouch for it."""
 
     directory: Path
     tags: Mapping[str, str]
