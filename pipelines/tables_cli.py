@@ -1,8 +1,8 @@
-"""`userrep tables ...`: what is published, how versions differ, which one an alias means. Needs neither torch nor ray."""
+"""`userrep tables ...`: what is published, how versions differ, which one an alias means. Without torch and ray."""
 
+import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -217,36 +217,16 @@ def _table(reference: str, workdir: Path, tracking_uri: str | None, verbose: boo
 
 
 @contextmanager
-def _ids_file(path: Path) -> Iterator["IdsWriter"]:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        temporary = Path(stream.name)
+def _ids_file(path: Path) -> Iterator["Callable[[str, pa.Array], None]"]:
+    """Gives a function that takes ids and what happened to them; the file appears when all have come."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([pa.field("change", pa.string()), pa.field("id", pa.string())])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with IdsWriter(temporary) as writer:
-            yield writer
+        with pq.ParquetWriter(temporary, schema) as writer:
+            yield lambda change, ids: writer.write_table(pa.table([pa.repeat(change, len(ids)), ids], schema=schema))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class IdsWriter:
-    """Writes ids to Parquet as they come."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._schema = pa.schema([pa.field("change", pa.string()), pa.field("id", pa.string())])
-        self._writer = pq.ParquetWriter(path, self._schema)
-
-    def __enter__(self) -> "IdsWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-
-    def __call__(self, change: str, ids: "pa.Array") -> None:
-        """Adds ids with what happened to them."""
-        import pyarrow as pa
-
-        if len(ids):
-            self._writer.write_table(pa.table([pa.repeat(change, len(ids)), ids], schema=self._schema))

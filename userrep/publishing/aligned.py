@@ -159,7 +159,7 @@ def _composed(steps: list[Step], columns: list[str], dim: int) -> dict[str, np.n
     """One map (D, D) for each column that all steps have, float64."""
     composed = {name: np.eye(dim) for name in columns if all(name in step.maps for step in steps)}
     for step in steps:
-        composed = {name: map_DD @ step.maps[name].map_DD for name, map_DD in composed.items()}
+        composed = {name: map_DD @ step.maps[name].matrix for name, map_DD in composed.items()}
     return composed
 
 

@@ -34,21 +34,21 @@ class Map:
 
     Attributes:
         column: which vectors.
-        map_DD: float64; vectors are rows, so they are multiplied from the left.
+        matrix: float64 (D, D); vectors are rows, so they stand on its left.
         held_out: common ids that the figures are of; they were not fitted on.
         mean_cosine: of a mapped vector and the old one.
         unmapped_cosine: of the same vectors without the map.
     """
 
     column: str
-    map_DD: np.ndarray
+    matrix: np.ndarray
     held_out: int
     mean_cosine: float
     unmapped_cosine: float
 
     def inverse(self) -> "Map":
         """The map of the other direction; its measured loss is the same, as cosines do not change under rotations."""
-        return replace(self, map_DD=self.map_DD.T)
+        return replace(self, matrix=self.matrix.T)
 
 
 class ProcrustesSums:
@@ -98,7 +98,7 @@ def write_maps(path: Path, maps: list[Map], facts: dict[str, object]) -> str:
         facts: JSON-plain; what the maps lead from and to.
     """
     dim = len(maps[0].map_DD)
-    weights = np.concatenate([one.map_DD.ravel() for one in maps])
+    weights = np.concatenate([one.matrix.ravel() for one in maps])
     figures = [
         {key: getattr(one, key) for key in ("column", "held_out", "mean_cosine", "unmapped_cosine")} for one in maps
     ]
@@ -124,10 +124,10 @@ def read_maps(path: Path) -> list[Map]:
         figures = json.loads((table.schema.metadata or {})[b"figures"])
         rows = table["row"].combine_chunks()
         maps_CDD = rows.flatten().to_numpy().reshape(len(figures), rows.type.list_size, rows.type.list_size)
-        maps = [Map(map_DD=map_DD, **figure) for map_DD, figure in zip(maps_CDD, figures, strict=True)]
+        maps = [Map(matrix=map_DD, **figure) for map_DD, figure in zip(maps_CDD, figures, strict=True)]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
         raise AlignmentError(f"{path.name} holds no maps between versions ({error})") from error
     for one in maps:
-        if not np.allclose(one.map_DD @ one.map_DD.T, np.eye(len(one.map_DD)), atol=1e-6):
+        if not np.allclose(one.matrix @ one.matrix.T, np.eye(len(one.matrix)), atol=1e-6):
             raise AlignmentError(f"{path.name} holds a map of {one.column!r} that is not orthogonal")
     return maps

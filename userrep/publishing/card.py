@@ -111,7 +111,10 @@ def _figures(heading: str, figures: Mapping[str, Mapping[str, float]]) -> str:
 def _drift(drift: Mapping[str, Any], name: str) -> str:
     """Against the version before: known when a version is released, which is after this page is written."""
     if not drift:
-        return f"## Drift\n\nMeasured against the version before when this one is released: `userrep tables show {name}@v12`."
+        return (
+            "## Drift\n\nMeasured against the version before when this one is released: "
+            f"`userrep tables show {name}@v12`."
+        )
     lines = [f"| {_inline(what)} | {_inline(value)} |" for what, value in drift.items()]
     return "\n".join(["## Drift", "", "| what | value |", "|---|---|", *lines])
 

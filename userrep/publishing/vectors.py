@@ -42,6 +42,11 @@ def float32_vectors(rows: pa.Table | pa.RecordBatch, column: str = VECTOR_COLUMN
     return pa.FixedSizeListArray.from_arrays(values, kind.list_size)
 
 
+def rows_dtype(dtype: str) -> str:
+    """Type in which rows of a table of `dtype` are computed: `write_part` rounds to int8 itself."""
+    return "float32" if dtype == "int8" else dtype
+
+
 def norms(rows: pa.Table, column: str) -> Any:
     """L2 norm of each vector as it is stored, float64; null where the vector or one of its values is null."""
     vectors = _column(rows, column)

@@ -36,10 +36,10 @@ PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 GIVEN_FACTS = ("encoder_digest", "tokenizer_digest", "data_digest", "code_version")
 DERIVED_FACTS = ("rows", "dim", "dtype", "metric", "table_sha256", "config_hash")
 TASKS_FACT = "tasks"  # names of the tasks that have a column, in that order; absent where there are none
-BUCKETING_FACT = "bucketing"  # how ids are dealt to parts; absent where they are dealt otherwise than by `bucket_of`
+BUCKETING_FACT = "bucketing"  # rule by which ids are dealt to parts, and how many; absent where that is unknown
 BUCKET_RULE = "crc32 of the utf-8 id modulo count"
 QUANTISATION_FACT = "quantisation"  # what int8 cost; absent for other types
-OPTIONAL_FACTS = (BUCKETING_FACT, QUANTISATION_FACT, "id_space_digest")  # that `finish_table` derives where it can
+OPTIONAL_FACTS = (QUANTISATION_FACT, "id_space_digest")  # that `finish_table` derives where it can
 
 
 def bucket_of(entity_id: str, num_buckets: int) -> int:
@@ -175,11 +175,22 @@ def check_ids_unique(directory: Path, manifest: Manifest) -> None:
 
 
 def bucketing_facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """How ids are dealt to the parts, where that is by `bucket_of` into one part for each bucket."""
+    """How ids are dealt to the parts: as the facts say, else by `bucket_of` if that holds for every id.
+
+    Raises:
+        EmbeddingTableError: the facts say that there are more or fewer parts than there are.
+    """
     parts, column = part_entries(manifest), ENTITIES[manifest.table].id_column
+    is_complete = [entry.path for entry in parts] == [f"part-{number:05d}.parquet" for number in range(len(parts))]
+    if (stated := manifest.facts.get(BUCKETING_FACT)) is not None:
+        if not is_complete or not isinstance(stated, dict) or stated.get("count") != len(parts):
+            raise EmbeddingTableError(
+                f"facts[{BUCKETING_FACT!r}] is {stated!r}, the table has {len(parts)} parts: give rule and count"
+            )
+        return {BUCKETING_FACT: stated}
+    if not is_complete:
+        return {}
     for number, entry in enumerate(parts):
-        if entry.path != f"part-{number:05d}.parquet":
-            return {}
         ids = pq.read_table(contained_path(directory, entry.path), columns=[column])[column]
         if any(bucket_of(one, len(parts)) != number for one in ids.to_pylist()):
             return {}
