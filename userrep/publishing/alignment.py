@@ -97,7 +97,7 @@ def write_maps(path: Path, maps: list[Map], facts: dict[str, object]) -> str:
         maps: all of the same width.
         facts: JSON-plain; what the maps lead from and to.
     """
-    dim = len(maps[0].map_DD)
+    dim = len(maps[0].matrix)
     weights = np.concatenate([one.matrix.ravel() for one in maps])
     figures = [
         {key: getattr(one, key) for key in ("column", "held_out", "mean_cosine", "unmapped_cosine")} for one in maps

@@ -126,8 +126,8 @@ def finish_table(
             ({what: value}), `coverage` ({what: number of ids}), `limits` (lines), `task_kinds` ({task: kind}) and
             `task_scores` ({task: {metric: value}}), of all tasks or of some. `id_space` names what ids are of: two
             tables with the same name can be joined (`userrep.publishing.id_space`). `bucketing` ({"rule": ..., "count":
-            number of parts}) says how ids are dealt to parts; if it is `bucket_of`, that is found out. `created_at` (UTC, ISO
-            8601) is now unless given.
+            number of parts}) says how ids are dealt to parts; if it is `bucket_of`, that is found out. `created_at`
+            (UTC, ISO 8601) is now unless given.
         config: resolved config of the stage that computed the vectors.
         inputs: input table -> digest of its manifest.
         entity: what a row stands for, as given to `write_part`.
