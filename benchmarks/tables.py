@@ -74,9 +74,9 @@ STEPS = {
         "result = publish(folder / 'v1', 'users', 'champion', tracking_uri=uri, experiment='t')",
     ),
     "read 10,000 by id": (
-        "import random\nfrom userrep.publishing.table import lookup, read_table\n"
+        "import random\nfrom userrep.publishing.lookup import lookup_ids\n"
         "ids = [f'user-{number:09d}' for number in random.Random(1).sample(range(rows), min(rows, 10_000))]",
-        "result = lookup(read_table(folder / 'v1', verify=False), ids).num_rows",
+        "result = lookup_ids(folder / 'v1', ids).num_rows",
     ),
     "full scan": (
         "from userrep.publishing.table import read_table",

@@ -173,13 +173,22 @@ def pull(
     tracking_uri: UriOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Download a published table, verify every file, and print what it is. Needs neither torch nor ray."""
+    """Download a published table, verify every file, and print what it is. An interrupted pull is resumed."""
+    from pipelines.console import Console
     from pipelines.mlflow_store import tracking_uri as choose_uri
     from userrep.publishing.client import pull as pull_table
 
     uri = choose_uri(workdir, tracking_uri)
     target = to if to != Path() else Path(reference.replace("@", "/").split("/")[0])
-    table = pull_table(reference, target, tracking_uri=uri, aligned_to=aligned_to, verbose=verbose)
+    with Console(verbose).progress(f"pull: {reference}", "MB") as advance:
+        table = pull_table(
+            reference,
+            target,
+            tracking_uri=uri,
+            aligned_to=aligned_to,
+            on_progress=lambda done, total: advance(done, total, done // 1_000_000),
+            verbose=verbose,
+        )
     _print({"directory": str(table.directory), "rows_are": f"{table.entity.name}s", **table.manifest.facts})
 
 

@@ -137,6 +137,28 @@ def diff(
 
 
 @app.command()
+def nearest(
+    reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME@v12, NAME/12, or the directory of a table.")],
+    ids: Annotated[list[str], typer.Option("--id", help="A user (or item) of that table. Repeatable.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many for each.")] = 10,
+    items: Annotated[
+        str | None, typer.Option("--items", help="Table that is searched instead, of the same encoder.")
+    ] = None,
+    workdir: WorkdirOption = Path("jobs"),
+    tracking_uri: UriOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show the rows with the largest cosine to that of an id: exact, of all rows of the table."""
+    from userrep.publishing.nearest import nearest_to_ids
+
+    with ExitStack() as stack:
+        directory = stack.enter_context(_table(reference, workdir, tracking_uri, verbose))
+        among = stack.enter_context(_table(items, workdir, tracking_uri, verbose)) if items else None
+        found = nearest_to_ids(directory, ids, k, among=among).to_pylist()
+    _print_columns([("of", "nearest", "cosine"), *((one["query"], one["id"], f"{one['cosine']:.6f}") for one in found)])
+
+
+@app.command()
 def gc(
     name: Annotated[str, typer.Argument(help="One table; default: all.")] = "",
     keep_last: Annotated[int, typer.Option("--keep-last", min=0, help="Newest versions that stay.")] = 5,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from userrep.config import Config, ConfigError, digest_json
+from userrep.config import Config, digest_json
 from userrep.schema import SCHEMA_VERSION
 
 MANIFEST_NAME = "manifest.json"
@@ -78,12 +78,16 @@ def read_manifest(directory: Path) -> Manifest:
         )
     try:
         manifest = Manifest.parse(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is no JSON, and of numbers of 5,000 digits
         raise IncompleteTableError(f"{path} is damaged ({error}); delete the directory and rerun its stage") from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise IncompleteTableError(
             f"{path} has schema version {manifest.schema_version}, this code reads {SCHEMA_VERSION}: rerun its stage"
         )
+    paths = [entry.path for entry in manifest.files]
+    if len(set(paths)) < len(paths):
+        twice = next(one for one in paths if paths.count(one) > 1)
+        raise IncompleteTableError(f"{path} lists {twice!r} twice; delete the directory and rerun its stage")
     return manifest
 
 
@@ -109,6 +113,8 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
 def contained_path(directory: Path, relative: str) -> Path:
     """Joins a manifest path to its directory, refusing any that would leave it."""
     path = Path(os.path.normpath(Path(directory) / relative))
+    if not relative.isprintable():
+        raise IncompleteTableError(f"manifest of {directory} names {relative!r}, which is no name of a file")
     if Path(relative).is_absolute() or Path(os.path.normpath(directory)) not in path.parents:
         raise IncompleteTableError(f"manifest of {directory} names {relative!r}, which lies outside the directory")
     return path
@@ -157,11 +163,25 @@ def staged_directory(final: Path) -> Iterator[Path]:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     yield staging
+    move_into_place(staging, final)
+
+
+def move_into_place(staging: Path, final: Path) -> None:
+    """Moves a complete directory to `final` on the same file system; what was there is replaced.
+
+    Raises:
+        IncompleteTableError: it has no manifest; nothing was moved.
+    """
     if not (staging / MANIFEST_NAME).is_file():
         raise IncompleteTableError(f"nothing was committed to {staging}: a stage must write its manifest last")
-    superseded = final.with_name(f".{final.name}.superseded")
+    superseded = superseded_directory(final)
     shutil.rmtree(superseded, ignore_errors=True)
     if final.exists():
         os.replace(final, superseded)
     os.replace(staging, final)
     shutil.rmtree(superseded, ignore_errors=True)
+
+
+def superseded_directory(final: Path) -> Path:
+    """Where what was at `final` is while it is being replaced."""
+    return final.with_name(f".{final.name}.superseded")

@@ -34,7 +34,7 @@ def test_what_was_published_is_pulled(published, table_dir, tmp_path, sqlite_uri
 def test_a_verified_copy_is_not_downloaded_again(published, tmp_path, sqlite_uri, monkeypatch):
     first = pull(f"{published}@champion", tmp_path / "copy", tracking_uri=sqlite_uri)
     with monkeypatch.context() as patch:
-        patch.setattr(client_module, "_download", lambda *arguments: pytest.fail("downloaded"))
+        patch.setattr(client_module, "download", lambda *arguments: pytest.fail("downloaded"))
         assert pull(f"{published}/1", tmp_path / "copy", tracking_uri=sqlite_uri).manifest == first.manifest
     (tmp_path / "copy" / "part-00001.parquet").write_bytes(b"damaged")
     assert pull(f"{published}/1", tmp_path / "copy", tracking_uri=sqlite_uri).dataset().count_rows() == 40

@@ -24,12 +24,13 @@ from userrep.manifest import (
     staged_directory,
 )
 from userrep.publishing.alignment import MAP_NAME, AlignmentError, Map, read_maps
-from userrep.publishing.client import PulledTable, TableMismatchError, fetch_file, held_table, opened
+from userrep.publishing.client import PulledTable, TableMismatchError, held_table, opened
 from userrep.publishing.connection import TRANSFER_LIMITS, connect
 from userrep.publishing.entity import ENTITIES
 from userrep.publishing.pairs import matrix
 from userrep.publishing.rows import vector_columns
 from userrep.publishing.table import finish_table, write_part
+from userrep.publishing.transfer import fetch_file, sole_pull
 from userrep.publishing.upload import BESIDE, FILES_TAG, PREVIOUS_TAG, UNMAPPED_TAG
 from userrep.publishing.verify import DERIVED_FACTS, OPTIONAL_FACTS, TASKS_FACT, part_entries, schema_of, verify_table
 from userrep.publishing.versions import TableVersion, list_versions, resolve
@@ -77,19 +78,24 @@ def pull_aligned(reference: str, to: Path, aligned_to: str, *, tracking_uri: str
         "manifest_sha256": version.manifest_sha256,
         "steps": [_described(step) for step in steps],
     }
-    if (found := _sound_copy(to, fact)) is not None:
-        return PulledTable(to, found, version)
+    with sole_pull(to):
+        manifest = _sound_copy(to, fact) or _pulled(version, to, steps, fact, tracking_uri, verbose)
+    return PulledTable(to, manifest, version)
+
+
+def _pulled(
+    version: TableVersion, to: Path, steps: list[Step], fact: dict[str, Any], tracking_uri: str, verbose: bool
+) -> Manifest:
     with (
         staged_directory(to) as staging,
         tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch,
         opened(version, tracking_uri=tracking_uri, scratch=Path(scratch), verbose=verbose) as source,
     ):
         try:
-            manifest = _turned(source, staging, steps, fact)
+            return _turned(source, staging, steps, fact)
         except BaseException:
             shutil.rmtree(staging)
             raise
-    return PulledTable(to, manifest, version)
 
 
 def chain(version: TableVersion, target: int, *, tracking_uri: str, verbose: bool = False) -> list[Step]:

@@ -6,36 +6,46 @@ What works on a bare install (pyarrow + mlflow-skinny) is in `userrep.publishing
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.dataset as pads
-from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
 
 from userrep.manifest import (
     MANIFEST_NAME,
     IncompleteTableError,
     Manifest,
-    contained_path,
+    move_into_place,
     sha256_file,
-    staged_directory,
     verify_files,
 )
 from userrep.publishing.connection import TRANSFER_LIMITS, connect, redacted
 from userrep.publishing.entity import ENTITIES, Entity
 from userrep.publishing.kind import TableKind
 from userrep.publishing.table import read_table
+from userrep.publishing.transfer import (
+    Progress,
+    TransferError,
+    download,
+    published_manifest,
+    sole_pull,
+    staging_directory,
+)
 from userrep.publishing.verify import embedding_kind, unlisted_files, verify_parts
 from userrep.publishing.versions import TableSummary, TableVersion, list_tables, resolve
 
-__all__ = ["PulledTable", "TableMismatchError", "TableSummary", "TableVersion", "list_tables", "pull", "resolve"]
-
-DOWNLOADS_AT_ONCE = 4
+__all__ = [
+    "PulledTable",
+    "TableMismatchError",
+    "TableSummary",
+    "TableVersion",
+    "TransferError",
+    "list_tables",
+    "pull",
+    "resolve",
+]
 
 
 class TableMismatchError(IncompleteTableError):
@@ -65,12 +75,19 @@ class PulledTable(Pulled):
 
 
 def pull(
-    reference: str, to: Path, *, tracking_uri: str, aligned_to: str | None = None, verbose: bool = False
+    reference: str,
+    to: Path,
+    *,
+    tracking_uri: str,
+    aligned_to: str | None = None,
+    on_progress: Progress | None = None,
+    verbose: bool = False,
 ) -> PulledTable:
     """Downloads a published table, of users or of items, verifies all of it, and moves it to `to` in one step.
 
     A verified copy of the same version at `to` is returned without a download. Another table at `to` is replaced after
-    the new one is complete. On any error, `to` is as it was before.
+    the new one is complete. On any error, `to` is as it was before. What an interrupted pull has fetched is kept beside
+    `to`, and the next pull of that version fetches the rest. A second pull to `to` waits for the first.
 
     Args:
         reference: `name@alias`, `name@v12` or `name/12`.
@@ -78,11 +95,13 @@ def pull(
         tracking_uri: address of the MLflow server, or an absolute database URI.
         aligned_to: `v12`, or an alias: the vectors are turned into the space of that version, so that what was learned
             from its vectors goes on working. Needs numpy: `pip install 'userrep[tables]'`.
+        on_progress: is told the bytes that are there, and those of the table, as files arrive; not of `aligned_to`.
         verbose: let MLflow log.
 
     Raises:
         RegistryError: a subclass says whether the server, the name, or the version was not found.
         TableMismatchError: the files differ from what was published, or `to` holds something else.
+        TransferError: a file could not be read or stored; what is there is kept.
         AlignmentError: no chain of maps leads to the space of `aligned_to`.
     """
     if aligned_to is not None:
@@ -90,29 +109,36 @@ def pull(
 
         return pull_aligned(reference, to, aligned_to, tracking_uri=tracking_uri, verbose=verbose)
     version = resolve(reference, tracking_uri=tracking_uri, verbose=verbose)
-    pulled = pull_version(version, to, tracking_uri=tracking_uri, verbose=verbose)
+    pulled = pull_version(version, to, tracking_uri=tracking_uri, on_progress=on_progress, verbose=verbose)
     return PulledTable(pulled.directory, pulled.manifest, pulled.version)
 
 
 def pull_version(
-    version: TableVersion, to: Path, *, tracking_uri: str, kind: TableKind | None = None, verbose: bool = False
+    version: TableVersion,
+    to: Path,
+    *,
+    tracking_uri: str,
+    kind: TableKind | None = None,
+    on_progress: Progress | None = None,
+    verbose: bool = False,
 ) -> Pulled:
     """As `pull`, of a version that `resolve` has found, of any kind of table; None as in `resolve`."""
     to = Path(to).absolute()
-    if (manifest := _present(to, version, kind)) is not None:
-        return Pulled(to, manifest, version)
-    with staged_directory(to) as staging:
+    with sole_pull(to):
+        if (manifest := _present(to, version, kind)) is not None:
+            return Pulled(to, manifest, version)
+        what = f"{version.name} version {version.version} from {redacted(tracking_uri)}"
         try:
+            staging = staging_directory(to, version)
             with connect(tracking_uri, limits=TRANSFER_LIMITS, verbose=verbose):
-                manifest = _download(version, staging, tracking_uri, kind)
+                manifest = download(version, staging, tracking_uri, kind, on_progress)
+            move_into_place(staging, to)
         except IncompleteTableError as error:
             shutil.rmtree(staging)
-            what = f"{version.name} version {version.version} from {redacted(tracking_uri)}"
             raise TableMismatchError(f"{what} is not what was published, nothing was kept: {error}") from error
-        except BaseException:
-            shutil.rmtree(staging)
-            raise
-    return Pulled(to, manifest, version)
+        except OSError as error:
+            raise TransferError(f"{what} could not be stored at {to}: {error}") from error
+        return Pulled(to, manifest, version)
 
 
 def held_table(to: Path, kind: TableKind | None = None) -> Manifest | None:
@@ -143,32 +169,6 @@ def _present(to: Path, version: TableVersion, kind: TableKind | None) -> Manifes
         return None  # a damaged copy of the right version: fetch it again
 
 
-def fetch_file(version: TableVersion, relative: str, folder: Path, *, tracking_uri: str) -> Path:
-    """Downloads one file of a version, unverified; inside a `connect` block. Returns where it is.
-
-    Args:
-        version: from `resolve`.
-        relative: path among the files of the version.
-        folder: in which the same relative path appears.
-        tracking_uri: address of the MLflow server, or an absolute database URI.
-
-    Raises:
-        IncompleteTableError: the version has no such file, or the path would leave the folder.
-    """
-    target = contained_path(folder, relative)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        download_artifacts(
-            artifact_uri=f"{version.location}/{relative}", dst_path=str(target.parent), tracking_uri=tracking_uri
-        )
-    except MlflowException as error:
-        # The local store says so by error code, the server's proxy only in the text of an INTERNAL_ERROR.
-        if "No such artifact" not in str(error):
-            raise
-        raise IncompleteTableError(f"{relative} is missing from {redacted(version.location)}") from error
-    return target
-
-
 @contextmanager
 def opened(
     version: TableVersion, *, tracking_uri: str, scratch: Path | None = None, verbose: bool = False
@@ -190,7 +190,7 @@ def opened(
     if parts.scheme in ("", "file"):
         directory = Path(unquote(parts.path))
         try:
-            manifest, _ = _published_manifest(directory, version, None)
+            manifest, _ = published_manifest(directory, version, None)
             verify_files(directory, manifest)
             verify_parts(directory, manifest)
         except (IncompleteTableError, OSError) as error:
@@ -201,27 +201,3 @@ def opened(
         return
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         yield pull_version(version, Path(folder) / "table", tracking_uri=tracking_uri, verbose=verbose).directory
-
-
-def _published_manifest(directory: Path, version: TableVersion, kind: TableKind | None) -> tuple[Manifest, TableKind]:
-    """The manifest in a directory, if it is the one that was published; and the kind of its table."""
-    manifest_sha256 = sha256_file(directory / MANIFEST_NAME)
-    if manifest_sha256 != version.manifest_sha256:
-        raise IncompleteTableError(
-            f"its manifest has sha256 {manifest_sha256}, published was {version.manifest_sha256}"
-        )
-    kind = kind or embedding_kind(directory)
-    manifest = kind.read(directory)
-    if (found := manifest.facts[kind.identity]) != version.table_sha256:
-        raise IncompleteTableError(f"its manifest is of table {found}, published was {version.table_sha256}")
-    return manifest, kind
-
-
-def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: TableKind | None) -> Manifest:
-    """Fetches the manifest, checks it against the version's tags, then fetches and verifies what it lists."""
-    fetch = partial(fetch_file, version, folder=staging, tracking_uri=tracking_uri)
-    fetch(MANIFEST_NAME)
-    manifest, kind = _published_manifest(staging, version, kind)
-    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        list(pool.map(fetch, [entry.path for entry in manifest.files]))
-    return kind.verify(staging)

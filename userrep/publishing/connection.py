@@ -97,6 +97,8 @@ def connect(
             yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         except MlflowException as error:
             raise _translated(error, tracking_uri) from error
+        except requests.exceptions.RequestException as error:  # a file that stops halfway
+            raise _unreachable(error, tracking_uri) from error
 
 
 def check_uri(tracking_uri: str, *, create: bool = False) -> None:
@@ -165,16 +167,19 @@ def _translated(error: MlflowException, tracking_uri: str) -> RegistryError:
     shown, text = redacted(tracking_uri), str(error)
     # MLflow raises outside of any `from`, so the network failure is the context, not the cause.
     if isinstance(error.__context__, requests.exceptions.RequestException):
-        problem = type(error.__context__).__name__
-        return UnreachableRegistryError(
-            f"no answer from the MLflow server {shown} ({problem}): check that it runs there"
-        )
+        return _unreachable(error.__context__, tracking_uri)
     if re.search(r"error code 40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", text):
         return RegistryError(
             f"the MLflow server {shown} refused access: check MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD (or "
             f"MLFLOW_TRACKING_TOKEN), and that the server's --allowed-hosts holds this address ({text[:200]})"
         )
     return RegistryError(f"MLflow at {shown} refused the request: {text[:600]}")
+
+
+def _unreachable(error: BaseException, tracking_uri: str) -> UnreachableRegistryError:
+    return UnreachableRegistryError(
+        f"no answer from the MLflow server {redacted(tracking_uri)} ({type(error).__name__}): check that it runs there"
+    )
 
 
 @contextmanager

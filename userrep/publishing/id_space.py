@@ -7,7 +7,7 @@ from typing import Any
 
 from userrep.config import digest_json
 from userrep.manifest import Manifest
-from userrep.publishing.entity import Entity
+from userrep.publishing.entity import ENTITIES, Entity
 
 ID_SPACE_FACT = "id_space"
 DIGEST_FACT = "id_space_digest"
@@ -25,6 +25,20 @@ def id_space_digest(entity: Entity, name: str) -> str:
 def id_space_facts(entity: Entity, name: str | None) -> dict[str, Any]:
     """What a manifest says of a table's ids; nothing where they have no name."""
     return {ID_SPACE_FACT: name, DIGEST_FACT: id_space_digest(entity, name)} if name else {}
+
+
+def check_ids_of(manifest: Manifest, name: str | None) -> None:
+    """Refuses a table whose ids are not those of the id space `name`; one that has no name is taken at its word.
+
+    Raises:
+        IdSpaceMismatchError: names both.
+    """
+    stated = manifest.facts.get(DIGEST_FACT)
+    if None not in (name, stated) and stated != id_space_digest(ENTITIES[manifest.table], str(name)):
+        raise IdSpaceMismatchError(
+            f"ids of the table are of id space {manifest.facts.get(ID_SPACE_FACT)!r}, those of the events of {name!r}: "
+            "equal ids there are not the same; take a table of the events' id space (config key embed.id_space)"
+        )
 
 
 def check_same_ids(left: Manifest, right: Manifest) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from userrep.manifest import MANIFEST_NAME, IncompleteTableError, sha256_file
 from userrep.publishing.card import CARD_NAME
-from userrep.publishing.client import TableMismatchError, fetch_file
+from userrep.publishing.client import TableMismatchError
 from userrep.publishing.connection import TRANSFER_LIMITS, connect
+from userrep.publishing.transfer import fetch_file
 from userrep.publishing.upload import BESIDE, FILES_TAG, FORCED_TAG, REPORT_NAME
 from userrep.publishing.verify import table_manifest
 from userrep.publishing.versions import TableVersion

@@ -8,6 +8,7 @@ Needs pyarrow only (no numpy, no torch).
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions at import, so no type checker sees them.)
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +41,18 @@ def float32_vectors(rows: pa.Table | pa.RecordBatch, column: str = VECTOR_COLUMN
     if pa.types.is_int8(kind.value_type):
         values = pc.multiply(values, _column(rows, scale_column(column)).take(pc.list_parent_indices(vectors)))
     return pa.FixedSizeListArray.from_arrays(values, kind.list_size)
+
+
+def stored_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """The columns, each once, and after each column of int8 vectors the one with their factors.
+
+    Raises:
+        ValueError: the schema lacks one of them.
+    """
+    if unknown := [name for name in columns if name not in schema.names]:
+        raise ValueError(f"received column {unknown[0]!r}; the table has {', '.join(schema.names)}")
+    factors = [scale_column(name) for name in columns if name.startswith(VECTOR_COLUMN)]
+    return [name for name in schema.names if name in columns or name in factors]
 
 
 def rows_dtype(dtype: str) -> str:

@@ -88,6 +88,10 @@ def table_manifest(directory: Path, entity: Entity | None = None) -> Manifest:
         )
     for entry in manifest.files:
         contained_path(directory, entry.path)
+    if type(facts["rows"]) is not int or type(facts["dim"]) is not int:  # not True, which equals 1
+        raise IncompleteTableError(
+            f"manifest of {directory} states rows {facts['rows']!r} and dim {facts['dim']!r}; wanted integers"
+        )
     parts = part_entries(manifest)
     if facts["table_sha256"] != (actual := content_sha256(parts)):
         raise IncompleteTableError(

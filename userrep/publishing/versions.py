@@ -16,6 +16,7 @@ from userrep.publishing.verify import EMBEDDING_KINDS
 REFERENCE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)(?:@[vV](?P<v>\d+)|/(?P<number>\d+)|@(?P<alias>[A-Za-z0-9_-]+))"
 )
+SHA256 = re.compile(r"[0-9a-f]{64}")
 DELETED_TAG = "userrep.deleted"  # on a version whose files are gone; the maps that lie beside them stay
 
 
@@ -146,14 +147,29 @@ def table_names(client: MlflowClient, kinds: Sequence[TableKind]) -> list[str]:
 
 
 def _described(client: MlflowClient, found: ModelVersion, aliases: Sequence[str], identity: str) -> TableVersion:
+    """What the registry says of a version, if it is what `publish` has written.
+
+    Raises:
+        RegistryError: it is not.
+    """
+    number, manifest_sha256 = str(found.version), found.tags["manifest_sha256"]
+    if not (number.isascii() and number.isdigit()):
+        raise RegistryError(f"the registry gives {number[:80]!r} as a version of {found.name!r}; wanted a number")
+    if not SHA256.fullmatch(manifest_sha256):
+        raise RegistryError(
+            f"tag 'manifest_sha256' of {found.name} version {number} is {manifest_sha256[:80]!r}; wanted 64 hex digits"
+        )
+    location = client.get_model_version_download_uri(found.name, number)
+    if not location or not location.isprintable():
+        raise RegistryError(f"the registry gives {location[:80]!r} as the place of {found.name} version {number}")
     return TableVersion(
         name=found.name,
-        version=int(found.version),
+        version=int(number),
         aliases=tuple(sorted(aliases)),
         table_sha256=found.tags.get(identity, ""),
-        manifest_sha256=found.tags["manifest_sha256"],
+        manifest_sha256=manifest_sha256,
         model_id=found.tags.get("model_id", ""),
-        location=client.get_model_version_download_uri(found.name, str(found.version)),
+        location=location,
         tags=dict(found.tags),
         created_ms=found.creation_timestamp,
     )
