@@ -131,7 +131,7 @@ def test_a_model_is_pulled_whole_and_once(
     assert [path.name for path in pulled.directory.parent.iterdir()] == ["tasks-v1"]
     assert (pulled.cell, pulled.data_digests) == (registry.planned.cell, model.data_digests)
     assert_same_cells(pulled.directory, registry.planned.directory)
-    monkeypatch.setattr("userrep.publishing.client._download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr("userrep.publishing.client.download", lambda *_: pytest.fail("downloaded"))
     assert pull_model(reference, tmp_path, registry.uri) == pulled
 
 

@@ -65,6 +65,17 @@ def test_a_difference_is_counted_and_its_ids_written(uri: str, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["ids.parquet"]
 
 
+def test_nearest_users_are_shown(uri: str, tmp_path: Path) -> None:
+    head, *rows = tables(uri, "nearest", "users@v1", "--id", "user-000007", "-k", "3").splitlines()
+    assert head.split() == ["of", "nearest", "cosine"]
+    nearest = [f"user-{row:06d}" for row in (-rotated(BASE, 0) @ rotated(BASE, 0)[7]).argsort()[1:4]]
+    assert [row.split()[:2] for row in rows] == [["user-000007", one] for one in nearest]
+    write_matrix(tmp_path / "others", rotated(BASE, 0), [f"other-{number:06d}" for number in range(200)])
+    rows = tables(uri, "nearest", "users@v1", "--id", "user-000007", "--items", str(tmp_path / "others")).splitlines()
+    assert rows[1].split() == ["user-000007", "other-000007", "1.000000"]
+    assert len(rows) == 11
+
+
 def test_an_alias_is_promoted_with_force_and_rolled_back(uri: str) -> None:
     refused = CliRunner().invoke(app, ["tables", "promote", "users@v3", "--to", "champion", "--tracking-uri", uri])
     assert "test/recall_at_10: 0.5000 -> 0.2000" in str(refused.exception)

@@ -32,8 +32,22 @@ def run_without(blocked: tuple[str, ...], script: str) -> subprocess.CompletedPr
 
 
 def test_the_client_imports_without_torch_ray_numpy_and_databases():
-    done = run_without(HEAVY, "import userrep.publishing.client, userrep.publishing.registry; print('imported')")
+    modules = ", ".join(f"userrep.publishing.{name}" for name in ("client", "join", "lookup", "registry"))
+    done = run_without(HEAVY, f"import {modules}; print('imported')")
     assert (done.stdout, done.returncode) == ("imported\n", 0), done.stderr
+
+
+def test_rows_are_found_and_joined_without_numpy(table_dir):
+    script = f"""
+from pathlib import Path
+import pyarrow as pa
+from userrep.publishing.join import join
+from userrep.publishing.lookup import lookup_ids
+events = pa.table({{"user_id": ["user-3", "nobody"]}})
+print(lookup_ids(Path({str(table_dir)!r}), ["user-3"]).num_rows, join(events, Path({str(table_dir)!r})).num_rows)
+"""
+    done = run_without(HEAVY, script)
+    assert (done.stdout, done.returncode) == ("1 2\n", 0), done.stderr
 
 
 def test_a_database_on_a_bare_install_is_explained(tmp_path):

@@ -19,9 +19,7 @@ def test_a_left_join_keeps_every_event_in_its_place(tmp_path, dtype):
     finish_table(tmp_path, parts=[entry], dim=8, dtype=dtype, facts=FACTS, config={}, inputs={})
     joined = join(EVENTS, tmp_path)
     assert joined.select(["user_id", "value"]).equals(EVENTS)
-    assert joined.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 8) or (
-        joined.schema.field("embedding").type.value_type == pa.float32()
-    )
+    assert joined.schema.field("embedding").type.value_type == pa.float32()
     vectors = joined["embedding"].to_pylist()
     assert [vector is None for vector in vectors] == [False, True, False, True, False]
     for place, row in ((0, 5), (2, 1), (4, 5)):
@@ -38,7 +36,7 @@ def test_an_inner_join_drops_events_without_a_row(table_dir):
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()])
 def test_ids_of_any_kind_of_string_are_found(table_dir, kind):
     events = pa.table({"who": pa.array(USERS, pa.string()).cast(kind)})
-    assert join(events, table_dir, on="who", how="inner").num_rows == 3
+    assert join(events, table_dir, on="who")["embedding"].null_count == 2
 
 
 def test_no_events(table_dir):

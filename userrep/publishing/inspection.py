@@ -4,11 +4,12 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from userrep.manifest import MANIFEST_NAME, IncompleteTableError, sha256_file
 from userrep.publishing.card import CARD_NAME
 from userrep.publishing.client import TableMismatchError
-from userrep.publishing.connection import TRANSFER_LIMITS, connect
+from userrep.publishing.connection import TRANSFER_LIMITS, RegistryError, connect
 from userrep.publishing.transfer import fetch_file
 from userrep.publishing.upload import BESIDE, FILES_TAG, FORCED_TAG, REPORT_NAME
 from userrep.publishing.verify import table_manifest
@@ -38,8 +39,9 @@ def inspect(version: TableVersion, *, tracking_uri: str, verbose: bool = False) 
     Raises:
         TableMismatchError: one of them is missing or is not what was published.
     """
+    beside = _json_tag(version, FILES_TAG) or {}
     with tempfile.TemporaryDirectory() as scratch, connect(tracking_uri, limits=TRANSFER_LIMITS, verbose=verbose):
-        folder, beside = Path(scratch), json.loads(version.tags.get(FILES_TAG, "{}"))
+        folder = Path(scratch)
         try:
             texts = {MANIFEST_NAME: _fetched(version, MANIFEST_NAME, version.manifest_sha256, folder, tracking_uri)}
             listed = {entry.path: entry.sha256 for entry in table_manifest(folder).files}
@@ -52,9 +54,7 @@ def inspect(version: TableVersion, *, tracking_uri: str, verbose: bool = False) 
                 f"{version.name} version {version.version} is not what was published: {error}"
             ) from error
     forced = {
-        key.removeprefix(FORCED_TAG): json.loads(value)
-        for key, value in version.tags.items()
-        if key.startswith(FORCED_TAG)
+        key.removeprefix(FORCED_TAG): _json_tag(version, key) for key in version.tags if key.startswith(FORCED_TAG)
     }
     return Inspection(
         texts[CARD_NAME],
@@ -62,6 +62,20 @@ def inspect(version: TableVersion, *, tracking_uri: str, verbose: bool = False) 
         texts.get(REPORT_NAME, ""),
         json.dumps(forced, indent=1) + "\n" if forced else "",
     )
+
+
+def _json_tag(version: TableVersion, key: str) -> dict[str, Any] | None:
+    """The object in a tag; None where there is no such tag."""
+    text = version.tags.get(key)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RegistryError(f"tag {key!r} of {version.name} version {version.version} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RegistryError(f"tag {key!r} of {version.name} version {version.version} is {text[:80]!r}, no JSON object")
+    return value
 
 
 def _fetched(version: TableVersion, relative: str, sha256: str, folder: Path, tracking_uri: str) -> str:
