@@ -7,6 +7,7 @@ are counted, so a number means the same point in every run, however busy the mac
 import os
 import signal
 import sys
+import tempfile
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,6 +60,7 @@ def release_killed(table_dir: Path, name: str, tracking_uri: str, kill_at: int |
 
 
 def _release(table_dir: Path, name: str, tracking_uri: str, kill_at: int | None, answer: Connection) -> None:
+    tempfile.tempdir = str(table_dir.parent)  # nobody clears up after a killed process
     points = Points(kill_at)
     event.listen(Engine, "before_cursor_execute", points.pass_one)
     event.listen(Engine, "after_cursor_execute", points.pass_one)

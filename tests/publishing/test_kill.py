@@ -28,9 +28,9 @@ def test_a_release_that_is_killed_anywhere_leaves_the_old_version_and_can_be_run
     tmp_path, name, sqlite_uri, kills
 ):
     source, copy = random.Random(kills), tmp_path / "copy"
-    build_table(tmp_path / "t0", num_users=12, seed=0)
+    build_table(tmp_path / "t0", num_users=40, seed=0)
     released(tmp_path / "t0", name, sqlite_uri)
-    build_table(tmp_path / "t1", num_users=12, seed=1)
+    build_table(tmp_path / "t1", num_users=40, seed=1)
     points = release_killed(tmp_path / "t1", name, sqlite_uri, None)
     assert points is not None
     assert points > 50  # or the count has missed most of what a release does
@@ -41,7 +41,7 @@ def test_a_release_that_is_killed_anywhere_leaves_the_old_version_and_can_be_run
         # Drawn from as many equal stretches as there are kills, so that they are spread over all of it.
         at = 1 + int((killed + source.random()) / kills * points)
         new_dir = tmp_path / f"t{version + 1}"
-        build_table(new_dir, num_users=12, seed=version + 1)
+        build_table(new_dir, num_users=40, seed=version + 1)
         is_killed = release_killed(new_dir, name, sqlite_uri, at) is None
         killed += is_killed
         assert content(pull(f"{name}@v{version}", copy, tracking_uri=sqlite_uri).manifest) == old.table_sha256

@@ -28,10 +28,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import requests
+from google.protobuf.json_format import ParseError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+UNREADABLE = ("builtins", "json.decoder", ParseError.__module__)  # modules of what MLflow raises on a malformed answer
 TABLE_TAG = "userrep.table"  # on a registered model: its versions are tables of this kind
 
 
@@ -99,6 +101,13 @@ def connect(
             raise _translated(error, tracking_uri) from error
         except requests.exceptions.RequestException as error:  # a file that stops halfway
             raise _unreachable(error, tracking_uri) from error
+        except (ParseError, RecursionError, ValueError) as error:
+            if type(error).__module__ not in UNREADABLE:
+                raise
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
+            raise RegistryError(
+                f"the answer of MLflow at {redacted(tracking_uri)} cannot be read ({problem}): is it an MLflow server?"
+            ) from error
 
 
 def check_uri(tracking_uri: str, *, create: bool = False) -> None:

@@ -152,7 +152,7 @@ def schema_of(manifest: Manifest) -> pa.Schema:
     dim, dtype, tasks = manifest.facts["dim"], manifest.facts["dtype"], manifest.facts.get(TASKS_FACT, [])
     try:
         return ENTITIES[manifest.table].schema(dim, dtype, tasks)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, KeyError) as error:
         raise IncompleteTableError(
             f"manifest states dim {dim!r}, dtype {dtype!r} and tasks {tasks!r}: {error}"
         ) from error
