@@ -27,7 +27,7 @@ def fetched(monkeypatch) -> list[str]:
         return download(artifact_uri=artifact_uri, dst_path=dst_path, tracking_uri=tracking_uri)
 
     monkeypatch.setattr(transfer, "download_artifacts", recorded)
-    monkeypatch.setattr(transfer, "DOWNLOADS_AT_ONCE", 1)  # so that it is known what has arrived
+    monkeypatch.setattr(transfer, "DOWNLOADS_AT_ONCE", 1)  # so that all before the one that fails have arrived
     return names
 
 
@@ -70,7 +70,8 @@ def test_an_interrupted_pull_goes_on_where_it_stopped(
         tracking_uri=sqlite_uri,
         on_progress=lambda done, total: steps.append((done, total)),
     )
-    assert sorted(fetched) == ["card.md", "manifest.json", "part-00001.parquet", "part-00002.parquet"]
+    assert {"manifest.json", "part-00001.parquet"} <= set(fetched)
+    assert "part-00000.parquet" not in fetched
     assert steps[-1][0] == steps[-1][1] == sum(entry.size_bytes for entry in pulled.manifest.files)
     assert steps == sorted(steps)
     for path in table_dir.iterdir():
