@@ -160,8 +160,12 @@ def _described(client: MlflowClient, found: ModelVersion, aliases: Sequence[str]
             f"tag 'manifest_sha256' of {found.name} version {number} is {manifest_sha256[:80]!r}; wanted 64 hex digits"
         )
     location = client.get_model_version_download_uri(found.name, number)
-    if not location or not location.isprintable():
-        raise RegistryError(f"the registry gives {location[:80]!r} as the place of {found.name} version {number}")
+    # After ? or # the names of files would be no part of the path: MLflow would fetch the folder that is left of it.
+    if not location or not location.isprintable() or "?" in location or "#" in location:
+        raise RegistryError(
+            f"the registry gives {location[:80]!r} as the place of {found.name} version {number}; wanted an artifact "
+            "URI without ? and #"
+        )
     return TableVersion(
         name=found.name,
         version=int(number),
