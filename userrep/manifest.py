@@ -58,13 +58,28 @@ def read_manifest(directory: Path) -> Manifest:
         raise IncompleteTableError(
             f"{directory} holds no {MANIFEST_NAME}: run (or rerun) the stage that writes this table"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, origin: str) -> Manifest:
+    """Reads what a manifest holds.
+
+    Args:
+        content: of the file.
+        origin: where it lies, for the message.
+
+    Raises:
+        IncompleteTableError: it is not readable.
+    """
     try:
-        manifest = Manifest.parse(json.loads(path.read_text()))
+        manifest = Manifest.parse(json.loads(content))
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
-        raise IncompleteTableError(f"{path} is damaged ({error}); delete the directory and rerun its stage") from error
+        raise IncompleteTableError(
+            f"{origin} is damaged ({error}); delete the directory and rerun its stage"
+        ) from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise IncompleteTableError(
-            f"{path} has schema version {manifest.schema_version}, this code reads {SCHEMA_VERSION}: rerun its stage"
+            f"{origin} has schema version {manifest.schema_version}, this code reads {SCHEMA_VERSION}: rerun its stage"
         )
     return manifest
 
