@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from ray.data import ActorPoolStrategy
 
+from userrep import storage
 from userrep.continual.catalog import build_method
 from userrep.continual.network import TaskSpec
 from userrep.data.assemble import NO_TIME, users_file
@@ -127,9 +128,10 @@ class ShardEncoder:
 
     def __init__(self, encoder: str, shards: str, target: str, max_events: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._encoder = open_encoder(Path(encoder))
+        self._encoder = open_encoder(storage.fetch(Path(encoder)))
         self._task_vectors = TaskVectors(Path(encoder)) if is_taught(Path(encoder)) else None
-        self._shards, self._target = Path(shards), Path(target)
+        self._shards, self._target = storage.fetch(Path(shards)), Path(target)
+        self._target.mkdir(parents=True, exist_ok=True)
         self._max_events, self._dtype = max_events, dtype
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +147,7 @@ class ShardEncoder:
                 task_vectors = self._task_vectors.encode(self._encoder.model, group)
             parts.append(embedding_rows(group, vectors, self._dtype, task_vectors))
         entry = write_part(self._target, shard, pa.concat_tables(parts))
+        storage.send(self._target, entry.path)
         return {"shard": shard, "entry": json.dumps(entry.model_dump(mode="json"))}
 
 
@@ -181,9 +184,10 @@ class CatalogueEncoder:
 
     def __init__(self, encoder: str, ingest: str, target: str, num_parts: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        trained = open_encoder(Path(encoder))
+        trained = open_encoder(storage.fetch(Path(encoder)))
         assert isinstance(trained, ItemEncoder), "the stage asks for items of such encoders alone"
-        self._encoder, self._ingest, self._target = trained, Path(ingest), Path(target)
+        self._encoder, self._ingest, self._target = trained, storage.fetch(Path(ingest)), Path(target)
+        self._target.mkdir(parents=True, exist_ok=True)
         self._num_parts, self._dtype = num_parts, dtype
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +205,7 @@ class CatalogueEncoder:
             vectors = self._encoder.encode_items(part, [found[item_id] for item_id in part])
             parts.append(pa.table([pa.array(part, pa.string()), _vector_column(vectors, self._dtype)], schema=schema))
         entry = write_part(self._target, bucket, pa.concat_tables(parts), ITEM)
+        storage.send(self._target, entry.path)
         return {"shard": bucket, "entry": json.dumps(entry.model_dump(mode="json"))}
 
 
@@ -224,7 +229,7 @@ def embed_items(
 def _run_actors(
     actor: type, arguments: dict[str, Any], num_parts: int, progress: Callable[[int, int, int], None]
 ) -> list[FileEntry]:
-    """Entries of the parts 0 to num_parts - 1, each written by one of several actors."""
+    """Entries of the parts 0 to num_parts - 1, each written by one of several actors; all are here at the end."""
     cpus = int(ray.cluster_resources().get("CPU", 1))
     actors = min(max(1, cpus - 1), num_parts)  # one CPU stays free for the tasks that feed the actors
     dataset = ray.data.range(num_parts, override_num_blocks=num_parts).map(
@@ -237,6 +242,7 @@ def _run_actors(
     for row in dataset.iter_rows():
         entries[int(row["shard"])] = FileEntry.parse(json.loads(row["entry"]))
         progress(len(entries), num_parts, sum(entry.rows or 0 for entry in entries.values()))
+    storage.receive(Path(arguments["target"]), "part-*")
     return [entries[part] for part in range(num_parts)]
 
 

@@ -62,6 +62,7 @@ def receive(directory: Path, *patterns: str) -> None:
     """
     if (name := object_name(directory)) is None:
         return
+    directory.mkdir(parents=True, exist_ok=True)
     missing = []
     for relative, info in objects.list_objects(name).items():
         path = contained_path(directory, relative)
@@ -233,13 +234,20 @@ def open_table(table: Path) -> Path:
 
 
 @contextmanager
-def staged_table(table: Path) -> Iterator[Path]:
+def staged_table(table: Path, stages_itself: bool = False) -> Iterator[Path]:
     """As `staged_directory`, for a table that may live in object storage: gives the directory to be filled.
 
     When the block ends, what the store lacks of the manifest's files is uploaded, and the pointer moves. What an
     interrupted attempt has left is removed at the next one.
+
+    Args:
+        table: maybe in object storage.
+        stages_itself: what fills the directory replaces a local one in one step by its own means.
     """
-    if (name := object_name(table)) is None:
+    if (name := object_name(table)) is None and stages_itself:
+        yield table
+        return
+    if name is None:
         with staged_directory(table) as staging:
             yield staging
         return
