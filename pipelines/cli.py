@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import finetune_cli, sweep_cli
-from pipelines.options import DataOption, VerboseOption
+from pipelines.options import DataOption, VerboseOption, any_path, local_path
+from userrep.mirror import shown
 
 if TYPE_CHECKING:
     from pipelines.config import JobConfig
@@ -29,7 +30,17 @@ ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")
 ]
 WorkdirOption = Annotated[
-    Path, typer.Option("--workdir", "-w", help="Where tables, runs and the report go. Rerunning continues there.")
+    Path,
+    typer.Option(
+        "--workdir",
+        "-w",
+        parser=any_path,
+        help="Path or s3:// for tables, runs and the report. Rerunning continues there.",
+    ),
+]
+LocalWorkdirOption = Annotated[
+    Path,
+    typer.Option("--workdir", "-w", parser=local_path, help="Where everything goes. Rerunning continues there."),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")
@@ -94,7 +105,7 @@ def run(
         return
     summary = main_job.run(job)
     _print(summary)
-    job.console.say(f"report: {job.workdir / 'report.html'}")
+    job.console.say(f"report: {shown(job.workdir / 'report.html')}")
 
 
 @app.command()
@@ -102,7 +113,7 @@ def continual(
     config: Annotated[
         str, typer.Option("--config", "-c", help="smoke, synthetic, ml1m, ml1m_sampling, or a YAML/JSON file.")
     ],
-    workdir: WorkdirOption = Path("jobs"),
+    workdir: LocalWorkdirOption = Path("jobs"),
     data: DataOption = None,
     methods: Annotated[str, typer.Option("--methods", help="Comma-separated, e.g. teracon,hat; default: all.")] = "",
     order: Annotated[
@@ -215,7 +226,7 @@ def sync_tracking(workdir: WorkdirOption = Path("jobs"), tracking_uri: UriOption
 def chaos(
     kills: Annotated[int, typer.Option("--kills", min=1, help="Faults, one in each run.")] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Of the schedule of faults.")] = 0,
-    workdir: WorkdirOption = Path("jobs/chaos"),
+    workdir: LocalWorkdirOption = Path("jobs/chaos"),
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Of the Ray cluster; with several, nodes die.")] = 1,
 ) -> None:
     """Train under a seeded schedule of faults, and compare every run with one that nothing disturbed."""

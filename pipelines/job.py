@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.config import JobConfig
 from pipelines.console import Console
-from userrep import storage
+from userrep import storage, table_versions
 from userrep.manifest import FileEntry, IncompleteTableError, Manifest, describe_file, write_manifest
 
 
@@ -66,11 +66,11 @@ class Job:
 
     def path(self, table: str) -> Path:
         """Directory of a table, with all of it on this node."""
-        return storage.open_table(self.workdir / table)
+        return table_versions.open_table(self.workdir / table)
 
     def manifest(self, table: str) -> Manifest:
         """Manifest of a committed table."""
-        return storage.manifest_of(storage.current(self.workdir / table))
+        return storage.manifest_of(table_versions.current(self.workdir / table))
 
     def plan(self, tables: dict[str, str]) -> dict[str, str]:
         """What a run would do with each stage, judged by which tables exist; nothing is written.
@@ -103,7 +103,7 @@ class Job:
             return
         self.console.say(f"{stage}: started")
         started = time.perf_counter()
-        with storage.staged_table(self.workdir / table) as staging:
+        with table_versions.staged_table(self.workdir / table) as staging:
             write(Draft(staging, stage, config, digests))
         seconds = time.perf_counter() - started
         timing.parent.mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ def local_tracking_uri(workdir: Path) -> str:
     """
     if object_name(workdir) is not None:
         raise ConfigError(
-            f"{shown(workdir)} is in object storage, which holds no MLflow database: set MLFLOW_TRACKING_URI to a server"
+            f"{shown(workdir)} is in object storage, which holds no MLflow database: set MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
 

@@ -6,7 +6,7 @@ from pipelines import embed, evaluate, pretrain
 from pipelines.job import Draft, Job
 from pipelines.mlflow_store import artifact_root, tracking_uri
 from pipelines.tracking import run_id_of
-from userrep import storage
+from userrep import table_versions
 from userrep.mirror import shown
 from userrep.publishing.client import pull
 from userrep.publishing.connection import redacted
@@ -68,7 +68,7 @@ def run_pull(job: Job) -> dict[str, object]:
     config = job.config.publish
     reference = f"{config.name}@{config.alias}"
     uri, target = tracking_uri(job.workdir), job.workdir / PULLED
-    with storage.staged_table(target, stages_itself=True) as directory:
+    with table_versions.staged_table(target, stages_itself=True) as directory:
         pulled = pull(reference, directory, tracking_uri=uri, verbose=job.console.is_verbose)
     expected = job.manifest(TABLE).facts["sha256"]
     return {"verified": pulled.manifest.facts["table_sha256"] == expected, "directory": shown(target)}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.options import DataOption, VerboseOption
+from pipelines.options import DataOption, VerboseOption, local_path
 from pipelines.sweep_schedule_cli import schedule
 from userrep.config import ConfigError
 
@@ -18,7 +18,10 @@ ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="sweep_smoke, sweep_synthetic, sweep_amazon2014, or a YAML/JSON file.")
 ]
 WorkdirOption = Annotated[
-    Path, typer.Option("--workdir", "-w", help="Where data, cells and the report go. Rerunning continues there.")
+    Path,
+    typer.Option(
+        "--workdir", "-w", parser=local_path, help="Where data, cells and the report go. Rerunning continues there."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override, e.g. lanes.num_lanes=4. Repeatable.")

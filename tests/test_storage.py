@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.object_store import SECRET
-from userrep import objects, storage
+from userrep import objects, storage, table_versions
 from userrep.config import ConfigError
 from userrep.manifest import IncompleteTableError, Manifest, describe_file, write_manifest
 from userrep.mirror import locate, object_name, shown
@@ -28,12 +28,12 @@ def fill(directory: Path, content: str) -> None:
 
 
 def write_table(table: Path, content: str) -> None:
-    with storage.staged_table(table) as staging:
+    with table_versions.staged_table(table) as staging:
         fill(staging, content)
 
 
 def read_table(table: Path) -> set[str]:
-    version = storage.open_table(table)
+    version = table_versions.open_table(table)
     content = storage.manifest_of(version).config["content"]
     return {content} | {(version / name).read_text().removesuffix(f" of {name}") for name in NAMES}
 
@@ -77,7 +77,7 @@ def test_a_local_table_is_staged_as_ever(tmp_path: Path) -> None:
     write_table(tmp_path / "table", "new")
     assert read_table(tmp_path / "table") == {"new"}
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
-    assert storage.fetch(tmp_path / "table") == storage.open_table(tmp_path / "table") == tmp_path / "table"
+    assert storage.fetch(tmp_path / "table") == table_versions.open_table(tmp_path / "table") == tmp_path / "table"
 
 
 def test_another_node_reads_what_was_committed(table: Path, bucket: str) -> None:
@@ -139,11 +139,11 @@ def test_a_table_that_is_replaced_while_it_is_read_is_old_or_new(table: Path, bu
     writer.start()
     reader = locate(f"{bucket}/jobs/table")
     while not stop.is_set():
-        version = storage.current(reader)
+        version = table_versions.current(reader)
         try:
             seen.append({storage.manifest_of(version).config["content"]})
         except IncompleteTableError:
-            assert storage.current(reader) != version, "only a version that was superseded may be gone"
+            assert table_versions.current(reader) != version, "only a version that was superseded may be gone"
     writer.join()
     assert all(len(content) == 1 for content in seen)
     assert read_table(table) == {"11"}
@@ -163,39 +163,39 @@ def test_an_interrupted_fetch_goes_on(table: Path, bucket: str, monkeypatch: pyt
     monkeypatch.setattr(objects, "download", recording)
     monkeypatch.setattr(objects, "TRANSFERS_AT_ONCE", 1)
     with pytest.raises(objects.ObjectStoreError):
-        storage.open_table(table)
+        table_versions.open_table(table)
     assert read_table(table) == {"old"}
     assert fetched.count("a.bin") == 1, "what was there already is not fetched again"
 
 
 def test_damage_and_loss_are_named(table: Path, bucket: str) -> None:
-    version = storage.current(table)
+    version = table_versions.current(table)
     name = object_name(version)
     objects.write_object(f"{name}/c.bin", b"old of C.bin")
     forget(bucket)
     with pytest.raises(IncompleteTableError, match=r"s3://.*/c\.bin differs from the checksum"):
-        storage.open_table(table)
+        table_versions.open_table(table)
     objects.delete_objects([f"{name}/c.bin"])
     with pytest.raises(IncompleteTableError, match=r"no object s3://.*/c\.bin.*build the table again"):
-        storage.open_table(table)
+        table_versions.open_table(table)
     objects.write_object(f"{name}/manifest.json", b"{")
     with pytest.raises(IncompleteTableError, match="is damaged"):
-        storage.open_table(table)
+        table_versions.open_table(table)
     objects.write_object(f"{object_name(table)}/CURRENT", b"../../other")
     with pytest.raises(IncompleteTableError, match="CURRENT is damaged"):
-        storage.open_table(table)
+        table_versions.open_table(table)
 
 
 def test_a_damaged_copy_is_fetched_again(table: Path, bucket: str) -> None:
     forget(bucket)
-    version = storage.open_table(table)
+    version = table_versions.open_table(table)
     (version / "a.bin").write_text("xxx of a.bin")
     (version / "manifest.json").unlink()
     assert read_table(table) == {"old"}
 
 
 def test_tasks_of_several_nodes_fill_a_version_together(table: Path) -> None:
-    with storage.staged_table(table) as staging:
+    with table_versions.staged_table(table) as staging:
         fill(staging, "new")
         (staging / "manifest.json").unlink()
         storage.send(staging, "*.bin", "deep/*")
@@ -207,13 +207,13 @@ def test_tasks_of_several_nodes_fill_a_version_together(table: Path) -> None:
 
 
 def test_old_copies_are_forgotten(table: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = storage.open_table(table)
+    version = table_versions.open_table(table)
     kept = version.with_name("version-1")
     shutil.copytree(version, kept)
-    storage.open_table(table)
+    table_versions.open_table(table)
     assert kept.exists()
-    monkeypatch.setattr(storage, "UNUSED_S", -1)
-    storage.open_table(table)
+    monkeypatch.setattr(table_versions, "UNUSED_S", -1)
+    table_versions.open_table(table)
     assert not kept.exists()
     assert version.exists()
 
@@ -272,7 +272,7 @@ def problem_at(endpoint: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     objects.filesystem.cache_clear()
     messages = []
-    for operation in (storage.check, storage.current, storage.manifest_of, storage.fetch):
+    for operation in (storage.check, table_versions.current, storage.manifest_of, storage.fetch):
         with pytest.raises(objects.ObjectStoreError) as failed:
             operation(path)
         messages.append(str(failed.value))

@@ -12,7 +12,7 @@ from pathlib import Path
 from userrep.config import ConfigError
 
 SCRATCH_VARIABLE = "USERREP_SCRATCH"  # directory for mirrors; has to be the same on all nodes
-MIRROR = ("userrep-objects", "s3")  # path components before the bucket
+MIRROR = "/userrep-objects/s3/"  # before the bucket
 URI = re.compile(r"s3:/{1,2}([a-z0-9][a-z0-9.-]+)(?:/(.*))?")  # `Path` makes one slash of two
 
 
@@ -26,7 +26,7 @@ def locate(text: str | Path) -> Path:
         parts = [part for part in (found[2] or "").split("/") if part]
         if ".." in parts or "." in parts:
             raise ConfigError("a key of an object must not hold `.` or `..` as a part")
-        return scratch().joinpath(*MIRROR, found[1], *parts)
+        return mirror_in(scratch(), "/".join([found[1], *parts]))
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(text)):
         raise ConfigError(
             f"{str(text).partition(':')[0]}: is no storage that this reads, or the rest is no bucket and key: give a "
@@ -48,11 +48,18 @@ def scratch() -> Path:
 
 def object_name(path: Path) -> str | None:
     """`bucket/key` of a mirror; None for any other path."""
-    parts = Path(path).parts
-    for start in range(len(parts) - len(MIRROR)):
-        if parts[start : start + len(MIRROR)] == MIRROR:
-            return "/".join(parts[start + len(MIRROR) :])
-    return None
+    _, found, name = str(path).partition(MIRROR)
+    return name if found else None
+
+
+def scratch_of(mirror: Path) -> Path:
+    """The directory for mirrors in which a mirror lies."""
+    return Path(str(mirror).partition(MIRROR)[0])
+
+
+def mirror_in(directory: Path, name: str) -> Path:
+    """The mirror of `bucket/key` in another directory for mirrors."""
+    return Path(f"{directory}{MIRROR}{name}")
 
 
 def shown(path: Path) -> str:

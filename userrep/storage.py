@@ -13,13 +13,14 @@ local or shared disk.
 
 import fcntl
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from userrep import objects
 from userrep.config import ConfigError
@@ -32,13 +33,8 @@ from userrep.manifest import (
     parse_manifest,
     read_manifest,
     sha256_file,
-    staged_directory,
 )
-from userrep.mirror import SCRATCH_VARIABLE, object_name, shown
-
-CURRENT = "CURRENT"
-VERSION = re.compile(r"version-\d+")
-UNUSED_S = 24 * 3600  # after which a node forgets its copy of a version that has a newer one
+from userrep.mirror import SCRATCH_VARIABLE, mirror_in, object_name, scratch_of, shown
 
 
 def send(directory: Path, *patterns: str) -> None:
@@ -54,7 +50,7 @@ def send(directory: Path, *patterns: str) -> None:
 
 
 def receive(directory: Path, *patterns: str) -> None:
-    """Downloads what the directory has elsewhere and not, or with another size, here.
+    """Downloads what the directory has elsewhere and not, or with another size, here; times are those of the objects.
 
     Args:
         directory: maybe a mirror.
@@ -63,13 +59,16 @@ def receive(directory: Path, *patterns: str) -> None:
     if (name := object_name(directory)) is None:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    missing = []
+    missing, times = [], dict[Path, int]()
     for relative, info in objects.list_objects(name).items():
         path = contained_path(directory, relative)
         wanted = any(fnmatch(relative, pattern) for pattern in patterns)
         if wanted and not (path.is_file() and path.stat().st_size == info.size):
             missing.append((f"{name}/{relative}", path))
+            times[path] = info.mtime_ns or 0
     objects.download_all(missing)
+    for path, time_ns in times.items():
+        os.utime(path, ns=(time_ns, time_ns))
 
 
 _refreshed: dict[Path, float] = {}
@@ -127,6 +126,15 @@ def directories(parent: Path, pattern: str) -> dict[Path, bool]:
     files = objects.list_objects(name)
     found = sorted({relative.partition("/")[0] for relative in files if "/" in relative})
     return {parent / child: f"{child}/{MANIFEST_NAME}" in files for child in found if fnmatch(child, pattern)}
+
+
+def remove_uncommitted(parent: Path, pattern: str) -> None:
+    """Removes from the store what interrupted uploads have left, and from this node what is not in the store."""
+    if object_name(parent) is not None:
+        found = directories(parent, pattern)
+        for path in {*(path for path in parent.glob(pattern) if path.is_dir()), *found}:
+            if not found.get(path, False):
+                remove(path)
 
 
 def manifest_of(directory: Path) -> Manifest:
@@ -202,65 +210,37 @@ def push(directory: Path, before_commit: Callable[[], None] = lambda: None) -> N
     objects.upload(directory / MANIFEST_NAME, f"{name}/{MANIFEST_NAME}")
 
 
-def current(table: Path) -> Path:
-    """The directory of a table's committed version, not fetched; the table itself where it has no versions.
-
-    Raises:
-        IncompleteTableError: its pointer is damaged.
-    """
-    if (name := object_name(table)) is None:
-        return table
-    try:
-        version = objects.read_object(f"{name}/{CURRENT}").decode(errors="replace")
-    except FileNotFoundError:
-        return table
-    if not VERSION.fullmatch(version):
-        raise IncompleteTableError(f"{shown(table)}/{CURRENT} is damaged; delete it and rerun the stage of the table")
-    return table / version
-
-
-def open_table(table: Path) -> Path:
-    """As `current`, fetched where there is one. A table that is replaced meanwhile is read as it is then."""
-    while (version := current(table)) != table:
-        try:
-            fetch(version)
-        except IncompleteTableError:
-            if current(table) == version:
-                raise
-        else:
-            _forget_unused(version)
-            return version
-    return table
-
-
 @contextmanager
-def staged_table(table: Path, stages_itself: bool = False) -> Iterator[Path]:
-    """As `staged_directory`, for a table that may live in object storage: gives the directory to be filled.
+def private(directory: Path) -> Iterator[Path]:
+    """A mirror of the same place that no other process writes to, for the block; what is no mirror is given as it is.
 
-    When the block ends, what the store lacks of the manifest's files is uploaded, and the pointer moves. What an
-    interrupted attempt has left is removed at the next one.
-
-    Args:
-        table: maybe in object storage.
-        stages_itself: what fills the directory replaces a local one in one step by its own means.
+    It begins empty. That of a process that was killed is removed by the next one that asks on this node.
     """
-    if (name := object_name(table)) is None and stages_itself:
-        yield table
+    if (name := object_name(directory)) is None:
+        yield directory
         return
-    if name is None:
-        with staged_directory(table) as staging:
-            yield staging
-        return
-    kept = current(table)
-    _remove_versions(table, {kept})
-    version = table / f"version-{time.time_ns()}"
-    version.mkdir(parents=True)
-    yield version
-    if not (version / MANIFEST_NAME).is_file():
-        raise IncompleteTableError(f"nothing was committed to {version}: a stage must write its manifest last")
-    push(version)
-    objects.write_object(f"{name}/{CURRENT}", version.name.encode())
-    _remove_versions(table, {version})
+    root = scratch_of(directory)
+    for other in root.glob("private-*/lock"):
+        with suppress(OSError), other.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other.parent)
+    made = root / f".new-{uuid4().hex}"
+    made.mkdir(parents=True)
+    with (made / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        own = made.rename(root / f"private-{made.name[5:]}")
+        try:
+            (own_directory := mirror_in(own, name)).mkdir(parents=True)
+            yield own_directory
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def for_ray(path: Path) -> dict[str, Any]:
+    """Where Ray Train is to keep what it insists on writing, as arguments of its `RunConfig`."""
+    if (name := object_name(path)) is None:
+        return {"storage_path": str(path)}
+    return {"storage_path": name, "storage_filesystem": objects.filesystem(name.partition("/")[0])}
 
 
 def check(directory: Path) -> None:
@@ -274,19 +254,6 @@ def check(directory: Path) -> None:
         objects.write_object(probe, b"userrep")
         objects.read_object(probe)
         objects.delete_objects([probe])
-
-
-def _remove_versions(table: Path, kept: set[Path]) -> None:
-    local = {path for path in table.glob("version-*") if path.is_dir()}
-    for path in {*directories(table, "version-*"), *local} - kept:
-        remove(path)
-
-
-def _forget_unused(version: Path) -> None:
-    """Removes this node's copies of versions that have long been superseded; they cost disk and nothing else."""
-    for path in version.parent.glob(f"version-*/{MANIFEST_NAME}"):
-        if path.parent != version and path.stat().st_mtime < time.time() - UNUSED_S:
-            shutil.rmtree(path.parent)
 
 
 def _is_sound(directory: Path, entry: FileEntry) -> bool:

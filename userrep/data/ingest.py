@@ -4,7 +4,7 @@ Both passes are bounded in memory by one part or one shard, and the driver holds
 1. `parse_source` reads every part of the source once (`data/parse.py`);
 2. `assemble_shards` turns every bucket of users into a shard (`data/assemble.py`).
 A task writes files named after its part or bucket, so a retried task overwrites instead of duplicating.
-The caller owns the directory and commits it (`storage.staged_table`).
+The caller owns the directory and commits it (`table_versions.staged_table`).
 """
 
 import json

@@ -6,7 +6,7 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from userrep import storage
+from userrep import table_versions
 from userrep.config import Config, ConfigError
 from userrep.data.augment import AugmentConfig
 from userrep.data.stream import TrainingStream, open_stream, read_shard_sets
@@ -166,7 +166,7 @@ def open_training_stream(shards: Path, config: PretrainConfig, num_steps: int | 
     try:
         return open_stream(
             read_shard_sets(
-                [(shards, 1.0), *((storage.open_table(other.shards), other.weight) for other in config.mix)]
+                [(shards, 1.0), *((table_versions.open_table(other.shards), other.weight) for other in config.mix)]
             ),
             config.views,
             config.augment,
