@@ -263,7 +263,7 @@ class _Refusing(BaseHTTPRequestHandler):
             return self.do_GET
         raise AttributeError(name)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *_: object) -> None:
         pass
 
 

@@ -56,6 +56,7 @@ def parse_source(source: Source, num_shards: int, directory: Path, progress: Pro
 
     def run(task: int) -> dict[str, Any]:
         table, index, part = tasks[task]
+        storage.receive(Path(getattr(source, "path", "")), "*")
         records, rejected = parse_part(table, index, part, directory, num_shards)
         rows = f"{ITEMS}/part-{index:05d}.*" if table == "items" else f"{SPILL}/{table}/*/part-{index:05d}.*"
         storage.send(directory, rows, f"{QUARANTINE}/{table}-{index:05d}.jsonl")
