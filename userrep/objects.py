@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -99,13 +99,16 @@ def delete_objects(names: Iterable[str]) -> None:
     """Deletes objects; those that are gone already are no error."""
 
     def delete(name: str) -> None:
-        try:
-            with _translated(name):
-                _client(name).delete_file(name)
-        except FileNotFoundError:
-            return
+        with suppress(FileNotFoundError), _translated(name):
+            _client(name).delete_file(name)
 
     _in_parallel([(delete, name) for name in names])
+
+
+def delete_prefix(prefix: str) -> None:
+    """Deletes all objects below `bucket/prefix`, a thousand with each request."""
+    with suppress(FileNotFoundError), _translated(prefix):
+        _client(prefix).delete_dir(prefix)
 
 
 def download_all(pairs: Iterable[tuple[str, Path]]) -> None:

@@ -94,9 +94,12 @@ def refresh(path: Path, max_age_s: float = 0.0) -> None:
 def remove(path: Path) -> None:
     """Removes a file or a directory, here and in the store. A kill in between leaves no half of what was committed."""
     if (name := object_name(path)) is not None:
-        files = [f"{name}/{relative}" for relative in objects.list_objects(name)] or [name]
+        files = [f"{name}/{relative}" for relative in objects.list_objects(name)]
         objects.delete_objects(file for file in files if file.endswith(f"/{MANIFEST_NAME}"))
-        objects.delete_objects(file for file in files if not file.endswith(f"/{MANIFEST_NAME}"))
+        if files:
+            objects.delete_prefix(name)
+        else:
+            objects.delete_objects([name])
     if path.is_dir():
         removed = path.with_name(f".removed-{path.name}")
         shutil.rmtree(removed, ignore_errors=True)
