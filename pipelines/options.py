@@ -9,15 +9,15 @@ from userrep.config import ConfigError
 from userrep.mirror import locate, object_name
 
 
-def any_path(text: str) -> Path:
-    """A path, or the mirror of `s3://BUCKET/KEY`."""
+def any_path(text: str | Path) -> Path:
+    """A path as it was written, or the mirror of `s3://BUCKET/KEY`; typer passes a default as it is."""
     try:
-        return locate(text) if ":/" in text else Path(text)
+        return locate(text) if ":/" in str(text) else Path(text)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 
 
-def local_path(text: str) -> Path:
+def local_path(text: str | Path) -> Path:
     """A path of commands that do not work in object storage."""
     if object_name(any_path(text)) is not None:
         raise typer.BadParameter("this command works on a local or shared disk: give a path, or mount the bucket")
