@@ -31,7 +31,7 @@ class WorkerGroup:
 
 @dataclass(frozen=True)
 class Identity:
-    """Labels of everything that belongs together: `instance` is one cluster or schedule, `part_of` all of a rendering."""
+    """Labels of what belongs together: `instance` is a cluster or schedule, `part_of` all of one values file."""
 
     instance: str
     part_of: str

@@ -4,7 +4,10 @@ import re
 from typing import Any
 
 CREDENTIALS_IN_URI = re.compile(r"://[^/\s]*@")
-SECRET_ASSIGNMENT = re.compile(r"(?i)(password|passwd|token|secret|access_?key|api_?key)[\w-]*\s*[=:]\s*\S")
+# An assignment to what is named as a secret, or an access key of Amazon.
+SECRET = re.compile(
+    r"(?i:(password|passwd|secret|token|access_?key(?:_id)?|api_?key|secret_?key)\s*[=:]\s*\S)|\b(AKIA|ASIA)[A-Z0-9]{16}\b"
+)
 
 
 def texts_of(value: Any) -> list[str]:
@@ -24,8 +27,9 @@ def check_text(text: str) -> None:
     """
     if CREDENTIALS_IN_URI.search(text):
         raise ValueError(
-            "a URI holds credentials before its host, which would be readable in what is rendered; leave them out and "
-            "give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in a Kubernetes secret or a crontab's --env-file"
+            "a URI holds credentials before its host, which would be readable in what is rendered; leave them out, "
+            "and give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in a Kubernetes secret, or a crontab's "
+            "--env-file"
         )
     if not text.isprintable():
         raise ValueError(f"{text!r} holds a control character or a line break; a rendered text has one line for it")
@@ -39,9 +43,9 @@ def check_values(values: dict[str, Any]) -> None:
     """
     for text in texts_of(values):
         check_text(text)
-        found = SECRET_ASSIGNMENT.search(text)
+        found = SECRET.search(text)
         if found:
             raise ValueError(
-                f"a value holds what looks like a secret ({found[1]}=...), which would be readable in every rendered "
-                "file; put it into a Kubernetes secret or a file of the machine, and give the name of that"
+                f"a value holds what looks like a secret ({found[1] or found[2]}...), which everybody could read in "
+                "rendered files; put it into a Kubernetes secret or a file of the machine, and give the name of that"
             )

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.sweep_kubernetes import Kind, ray_job_spec, render_kubernetes
 from pipelines.kubernetes_config import KubernetesConfig
 from pipelines.kubernetes_ray import escape_variable
+from pipelines.sweep_kubernetes import Kind, ray_job_spec, render_kubernetes
 from pipelines.sweep_recurring import REQUEST_VARIABLE, RecurringSweep
 from pipelines.sweep_schedule import ScheduleConfig
 
