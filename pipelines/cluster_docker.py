@@ -6,7 +6,7 @@ from pipelines.cluster_config import ClusterValues
 LAUNCHER_PACKAGES = ("boto3==1.44.8", "google-api-python-client==2.202.0")
 
 DOCKERFILE = """\
-# In the root of the repository; BuildKit reads the list of what it may copy from {folder}/Dockerfile.dockerignore:
+# In the root of the repository; what may be copied is in {folder}/Dockerfile.dockerignore:
 #   docker build --file {folder}/Dockerfile --target cluster --tag {image} .
 #   docker build --file {folder}/Dockerfile --target ray-up --tag {image}-ray-up .
 

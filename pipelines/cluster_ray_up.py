@@ -96,7 +96,7 @@ def _local(values: ClusterValues, local: LocalValues) -> dict[str, Any]:
     provider = {"type": "local", "head_ip": local.head, "worker_ips": list(local.workers)}
     cluster = _cluster(values, provider, is_scaling=False)
     cluster["docker"]["run_options"].append(f"--volume={local.mount_path}:{local.mount_path}")
-    return {**cluster, "min_workers": len(local.workers), "max_workers": len(local.workers)}
+    return {**cluster, "max_workers": len(local.workers)}
 
 
 def _cloud(

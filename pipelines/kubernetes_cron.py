@@ -38,7 +38,8 @@ COMMENTS = {
     "ConfigMap": "The RayJob of every run, and the script that creates it unless the last one still runs.\n"
     "Its backoffLimit is 0: a retry is a new Ray cluster, whose pods may overlap those of the first (kuberay#5211),\n"
     "and it could start on another day, in another directory. In a run, workers are restarted from checkpoints.\n"
-    "To continue a run that failed, the same day: kubectl create job --from=cronjob/{name} {name}-again\n"
+    "To continue a run that failed, the same day:\n"
+    "  kubectl create job --from=cronjob/{name} {name}-again\n"
     "submitterConfig.backoffLimit only repeats the submission, which the job's id makes harmless.",
     "CronJob": "Starts the creator only, which ends at once; its backoffLimit repeats that, never a run.",
 }

@@ -6,7 +6,7 @@ from typing import Any
 CREDENTIALS_IN_URI = re.compile(r"://[^/\s]*@")
 # An assignment to what is named as a secret, or an access key of Amazon.
 SECRET = re.compile(
-    r"(?i:(password|passwd|secret|token|access_?key(?:_id)?|api_?key|secret_?key)\s*[=:]\s*\S)|\b(AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"(?i:(password|passwd|secret|token|access[-_]?key(?:[-_]id)?|api[-_]?key|secret[-_]?key)\s*[=:]\s*\S)|\b(AKIA|ASIA)[A-Z0-9]{16}\b"
 )
 
 

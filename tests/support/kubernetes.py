@@ -18,15 +18,15 @@ def validate_manifest(manifest: dict[str, Any]) -> None:
     kind = manifest["kind"]
     if kind in KUBERAY:
         assert manifest["apiVersion"] == "ray.io/v1"
-        check(manifest, closed(published(KUBERAY[kind])))
+        published(KUBERAY[kind]).validate(manifest)
         return
     api, keys = CORE[kind]
     assert manifest["apiVersion"] == api
     meta = node(name=TEXT, namespace=TEXT, labels=LABELS)
-    check(manifest, node(apiVersion=TEXT, kind=TEXT, metadata=meta, **keys))
+    schema = node(apiVersion=TEXT, kind=TEXT, metadata=meta, **keys)
+    jsonschema.Draft202012Validator(schema).validate(manifest)
     for template in templates_of(manifest):
-        head = published("rayclusters")["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
-        check(template, closed(head))
+        published("rayclusters", "spec", "headGroupSpec", "template").validate(template)
 
 
 def templates_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -41,8 +41,12 @@ def templates_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @cache
-def published(name: str) -> dict[str, Any]:
-    return json.loads(shared_path(f"schemas/kuberay_v1.7.0_{name}.json").read_text())
+def published(name: str, *path: str) -> jsonschema.Draft202012Validator:
+    """Schema of a resource of KubeRay, or of a key of it: pod templates are the same everywhere."""
+    schema = json.loads(shared_path(f"schemas/kuberay_v1.7.0_{name}.json").read_text())
+    for key in path:
+        schema = schema["properties"][key]
+    return jsonschema.Draft202012Validator(closed(schema))
 
 
 def closed(schema: Any) -> Any:
@@ -56,10 +60,6 @@ def closed(schema: Any) -> Any:
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
         found.setdefault("additionalProperties", False)
     return found
-
-
-def check(value: Any, schema: dict[str, Any]) -> None:
-    jsonschema.Draft202012Validator(schema).validate(value)
 
 
 def node(*optional: str, **keys: Any) -> dict[str, Any]:

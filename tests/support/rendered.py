@@ -1,5 +1,7 @@
 """What `userrep cluster render` makes, as plain values."""
 
+import copy
+from functools import cache
 from typing import Any
 
 import yaml
@@ -45,12 +47,18 @@ def values_of(name: str) -> ClusterValues:
     return ClusterValues.parse(VARIANTS[name])
 
 
+@cache
 def rendered(name: str, only: Part | None = None) -> dict[str, str]:
     return render(values_of(name), COMMAND, only)
 
 
 def documents(name: str, only: Part) -> list[tuple[str, dict[str, Any]]]:
     """Every YAML document with its file; those that a ConfigMap holds are among them."""
+    return copy.deepcopy(_documents(name, only))
+
+
+@cache
+def _documents(name: str, only: Part) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for file, text in rendered(name, only).items():
         if file.endswith(".yaml"):
