@@ -45,8 +45,8 @@ class StorageValues(Config):
     )
     s3_secret: ObjectName | None = Field(
         default=None,
-        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for another store than Amazon's, "
-        "AWS_ENDPOINT_URL as keys; null: s3:// paths are refused.",
+        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for another store than "
+        "Amazon's, AWS_ENDPOINT_URL as keys; null: s3:// paths are refused.",
     )
 
 

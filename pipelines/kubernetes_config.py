@@ -38,7 +38,8 @@ class PodsConfig(Config):
             and every path is a URI of an object store.
         mount_path: where all pods see the claim; the sweep's root, and its files, lie below.
         secret: secret with MLFLOW_TRACKING_TOKEN and the like as keys, which become environment variables; must exist.
-        storage_secret: likewise, of the object store: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.
+        storage_secret: likewise, of the object store: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
+            AWS_ENDPOINT_URL.
         ray_version: of the image, three numbers.
         token_auth: every request to the cluster needs a token, which KubeRay makes; else whoever reaches it can run
             code in it.

@@ -19,7 +19,8 @@ mount -t tmpfs tmpfs /tmp
 mount -o remount,ro,bind /
 if touch /written 2>/dev/null; then echo "the root file system can be written"; exit 1; fi
 cd /tmp
-"$RAY" start --head {options} --object-store-memory=100000000 --port="$PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD" >&2
+"$RAY" start --head {options} --object-store-memory=100000000 --port="$PORT" \\
+  --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD" >&2
 "$PYTHON" -c "
 import ray
 ray.init(address='127.0.0.1:$PORT', log_to_driver=False)

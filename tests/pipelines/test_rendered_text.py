@@ -34,7 +34,7 @@ def test_harmless_texts_are_taken(text: str) -> None:
 
 @pytest.mark.parametrize("text", SECRETS)
 def test_secrets_are_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(ValueError, match="secret|credentials") as caught:
+    with pytest.raises(ValueError, match=r"secret|credentials") as caught:
         check_values({"a": [{"b": text}]})
     assert "hunter2" not in str(caught.value)
     assert text not in str(caught.value)
