@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import finetune_cli, sweep_cli
+from pipelines import cluster_cli, finetune_cli, sweep_cli
 from pipelines.options import DataOption, VerboseOption
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 app.add_typer(sweep_cli.app, name="sweep")
+app.add_typer(cluster_cli.app, name="cluster")
 app.command("finetune")(finetune_cli.finetune)
 
 ConfigOption = Annotated[
