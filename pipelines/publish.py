@@ -8,7 +8,7 @@ from pipelines.mlflow_store import artifact_root, tracking_uri
 from pipelines.tracking import run_id_of
 from userrep.publishing.client import pull
 from userrep.publishing.connection import redacted
-from userrep.publishing.registry import publish
+from userrep.publishing.release import release
 
 TABLE = "published"
 ITEM_TABLE = "published_items"
@@ -33,7 +33,7 @@ def _publish(
 
     def write(draft: Draft) -> None:
         encoder = job.manifest(pretrain.TABLE).facts
-        published = publish(
+        released = release(
             job.path(table),
             name,
             config.alias,
@@ -43,8 +43,13 @@ def _publish(
             metrics=metrics,
             tags={"config": job.config.name},
             artifact_root=artifact_root(job.workdir),
+            gate=config.gate if metrics else config.gate.model_copy(update={"metrics": ()}),
+            scratch=job.workdir,
             verbose=job.console.is_verbose,
         )
+        published, report = released.published, released.report
+        for check in report.checks if report else ():
+            job.console.say(f"{stage}: {'passes' if check.is_passed else 'FORCED'}: {check.what}: {check.detail}")
         record = {"name": published.name, "version": published.version, "alias": published.alias}
         (draft.directory / RECORD).write_text(json.dumps(record))
         rows = job.manifest(table).facts["rows"]
