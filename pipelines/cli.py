@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import finetune_cli, sweep_cli
+from pipelines import cluster_cli, finetune_cli, sweep_cli, tables_cli
 from pipelines.options import DataOption, VerboseOption, any_path, local_path
 from userrep.mirror import shown
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 
 app.add_typer(sweep_cli.app, name="sweep")
+app.add_typer(cluster_cli.app, name="cluster")
+app.add_typer(tables_cli.app, name="tables")
 app.command("finetune")(finetune_cli.finetune)
 
 ConfigOption = Annotated[
@@ -175,6 +177,10 @@ def continual(
 def pull(
     reference: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME@v12 or NAME/12.")],
     to: Annotated[Path, typer.Option("--to", help="Directory of the table; default: its name.")] = Path(),
+    aligned_to: Annotated[
+        str | None,
+        typer.Option("--aligned-to", help="v12, or an alias: turn the vectors into the space of that version."),
+    ] = None,
     workdir: WorkdirOption = Path("jobs"),
     tracking_uri: UriOption = None,
     verbose: VerboseOption = False,
@@ -185,7 +191,7 @@ def pull(
 
     uri = choose_uri(workdir, tracking_uri)
     target = to if to != Path() else Path(reference.replace("@", "/").split("/")[0])
-    table = pull_table(reference, target, tracking_uri=uri, verbose=verbose)
+    table = pull_table(reference, target, tracking_uri=uri, aligned_to=aligned_to, verbose=verbose)
     _print({"directory": str(table.directory), "rows_are": f"{table.entity.name}s", **table.manifest.facts})
 
 
@@ -256,7 +262,8 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"userrep: this command needs {error.name}: pip install 'userrep[train]'\n")
+        extra = "tables" if error.name == "numpy" else "train"
+        sys.stderr.write(f"userrep: this command needs {error.name}: pip install 'userrep[{extra}]'\n")
         raise SystemExit(1) from error
     except (ValueError, RuntimeError) as error:
         if "--verbose" in sys.argv or "-v" in sys.argv:

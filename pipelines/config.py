@@ -15,6 +15,7 @@ from userrep.data.sources.catalog import SourceConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
 from userrep.mirror import object_name, shown
+from userrep.publishing.gate import GateConfig
 from userrep.schema import task_column
 from userrep.training.cells import TaskTraining
 from userrep.training.settings import CluePretraining, WorkersConfig, check_batch_divides
@@ -61,7 +62,9 @@ class TeachConfig(Config):
 class EmbedConfig(Config):
     """The published table."""
 
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    # What ids are of: tables are joined and compared if they name the same. Empty: the name of the config.
+    id_space: str = Field(default="", max_length=100)
 
 
 class PublishConfig(Config):
@@ -70,6 +73,7 @@ class PublishConfig(Config):
     name: str = Field(default="user_embeddings", pattern=r"^[A-Za-z0-9_-]{1,100}$")
     alias: str = Field(default="champion", pattern=r"^[A-Za-z0-9_-]{1,100}$")
     experiment: str = "userrep"
+    gate: GateConfig = GateConfig()  # what a version must hold against the one that the alias points to
 
 
 class JobConfig(Config):

@@ -5,16 +5,22 @@ Where the encoder compares users with items, `item_embeddings/` has a vector of 
 
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pipelines import evaluate, ingest, pretrain, tokenize
-from pipelines.job import Draft, Job, code_version
+from pipelines.job import Draft, Job, code_commit, code_version
 from pipelines.teach import encoder_table, task_facts
 from userrep.inference import embed_items, embed_shards
 from userrep.publishing.entity import ITEM
+from userrep.publishing.quality import QUALITY_NAME
+from userrep.publishing.release import EVALUATED_FACT
 from userrep.publishing.table import finish_table
+from userrep.publishing.verify import BUCKETING_FACT
 from userrep.training.encoders import open_encoder
 from userrep.training.settings import CluePretraining
 
 TABLE = "embeddings"
+SHARD_RULE = "pandas.util.hash_array of the id modulo count"  # `data/split.py`: a part has the users of a shard
 ITEM_TABLE = "item_embeddings"
 
 
@@ -42,7 +48,10 @@ def run(job: Job) -> None:
                 "encoder_digest": encoder.digest(),
                 "tokenizer_digest": shards.facts["tokenizer_digest"],
                 "data_digest": shards.digest(),
-                "code_version": code_version(),
+                **_origin(job),
+                EVALUATED_FACT: quality["pool"],
+                BUCKETING_FACT: {"rule": SHARD_RULE, "count": len(parts)},
+                "slices": quality["slices"],
                 "quality": {
                     f"recall at {k}, {quality['pool']} test users": {s: quality[s][f"recall_at_{k}"] for s in systems}
                     for k in (1, 10)
@@ -51,6 +60,7 @@ def run(job: Job) -> None:
             },
             config=draft.config,
             inputs=draft.inputs,
+            quality_rows=pq.read_table(job.path(evaluate.TABLE) / QUALITY_NAME),
         )
 
     job.run_stage("embed", TABLE, config.model_dump(mode="json"), (tokenize.TABLE, table, evaluate.TABLE), write)
@@ -84,7 +94,7 @@ def _embed_items(job: Job) -> None:
                 "encoder_digest": encoder.digest(),
                 "tokenizer_digest": shards.facts["tokenizer_digest"],
                 "data_digest": shards.digest(),
-                "code_version": code_version(),
+                **_origin(job),
                 "limits": ["The dot product with a user vector of the same encoder ranks the user's next items."],
             },
             config=draft.config,
@@ -95,6 +105,13 @@ def _embed_items(job: Job) -> None:
     job.run_stage(
         "embed items", ITEM_TABLE, config.model_dump(mode="json"), (ingest.TABLE, tokenize.TABLE, pretrain.TABLE), write
     )
+
+
+def _origin(job: Job) -> dict[str, str]:
+    """By which code, and with ids of what."""
+    commit = code_commit()
+    origin = {"code_version": code_version(), "id_space": job.config.embed.id_space or job.config.name}
+    return {**origin, "code_commit": commit} if commit else origin
 
 
 def item_table_name(job: Job) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from pipelines import pretrain, tokenize
@@ -13,11 +14,13 @@ from pipelines.teach import encoder_table
 from userrep.data.pool import Pool, load_pool
 from userrep.data.sources.oracle import History, oracle_scores
 from userrep.data.sources.synthetic import SyntheticSource
+from userrep.data.views import Samples
 from userrep.evaluation.baselines import popularity_scores, random_scores, tfidf_scores, training_counts
 from userrep.evaluation.ranking import compare_retrieval, retrieval_hits
 from userrep.evaluation.retrieval import head_items, sliced_means
 from userrep.models.bag_of_tokens import BagOfTokens
 from userrep.models.clue import Clue
+from userrep.publishing.quality import QUALITY_NAME, quality_rows
 from userrep.training.encoders import TrainedEncoder, TwoTowerEncoder, open_encoder
 from userrep.training.local import train_bag_of_tokens, train_without_blocks
 from userrep.training.settings import CluePretraining
@@ -53,6 +56,9 @@ def run(job: Job) -> None:
         results["systems"] = list(hits)
         if isinstance(trained, TwoTowerEncoder):
             results["corpus"] = _corpus_retrieval(trained, pool, shards, facts["shards"])
+        results["slices"] = slices_of(pool.samples, hits["encoder"])
+        values = {f"test/recall_at_{k}": hits_P.tolist() for k, hits_P in hits["encoder"].items()}
+        pq.write_table(quality_rows(pool.user_ids(), values), draft.directory / QUALITY_NAME)
         (draft.directory / RESULTS).write_text(json.dumps(results, indent=1))
         draft.commit("evaluation", {"rows": len(pool), "pool": len(pool), "views": pool_description(job), **results})
 
@@ -62,6 +68,26 @@ def run(job: Job) -> None:
     }
     inputs = tuple(dict.fromkeys((tokenize.TABLE, pretrain.TABLE, encoder)))
     job.run_stage("evaluate", TABLE, resolved, inputs, write)
+
+
+def slices_of(samples: Samples, hits: dict[int, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Recall of users with few events and with many, by the median of the pool.
+
+    Args:
+        samples: one of each user, (P,).
+        hits: from `retrieval_hits`.
+    """
+    events_P = samples.anchor_lengths + samples.positive_lengths
+    middle = int(np.median(events_P))
+    slices = {f"up to {middle} events": events_P <= middle, f"more than {middle} events": events_P > middle}
+    return {
+        name: {
+            "users": int(is_in_P.sum()),
+            **{f"recall_at_{k}": float(hit_P[is_in_P].mean()) for k, hit_P in hits.items()},
+        }
+        for name, is_in_P in slices.items()
+        if is_in_P.any()
+    }
 
 
 def pool_description(job: Job) -> str:

@@ -1,5 +1,8 @@
 """A job: a config, a working directory, and the stages that were run in it."""
 
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -127,3 +130,14 @@ class Job:
 def code_version() -> str:
     """Version of the installed package."""
     return version("userrep")
+
+
+def code_commit() -> str:
+    """Git commit of the code, from USERREP_COMMIT (an image has no repository) or the clone it lies in; else empty."""
+    if stated := os.environ.get("USERREP_COMMIT"):
+        return stated
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

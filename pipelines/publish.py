@@ -10,7 +10,7 @@ from userrep import table_versions
 from userrep.mirror import shown
 from userrep.publishing.client import pull
 from userrep.publishing.connection import redacted
-from userrep.publishing.registry import publish
+from userrep.publishing.release import release
 
 TABLE = "published"
 ITEM_TABLE = "published_items"
@@ -35,7 +35,7 @@ def _publish(
 
     def write(draft: Draft) -> None:
         encoder = job.manifest(pretrain.TABLE).facts
-        published = publish(
+        released = release(
             job.path(table),
             name,
             config.alias,
@@ -45,8 +45,13 @@ def _publish(
             metrics=metrics,
             tags={"config": job.config.name},
             artifact_root=artifact_root(job.workdir),
+            gate=config.gate if metrics else config.gate.model_copy(update={"metrics": ()}),
+            scratch=job.workdir,
             verbose=job.console.is_verbose,
         )
+        published, report = released.published, released.report
+        for check in report.checks if report else ():
+            job.console.say(f"{stage}: {'passes' if check.is_passed else 'FORCED'}: {check.what}: {check.detail}")
         record = {"name": published.name, "version": published.version, "alias": published.alias}
         (draft.directory / RECORD).write_text(json.dumps(record))
         rows = job.manifest(table).facts["rows"]

@@ -31,6 +31,9 @@ def test_command_parses(command: str) -> None:
     group = typer.main.get_command(app)
     name, *arguments = shlex.split(command)[1:]
     subcommand = group.commands[name]
+    while hasattr(subcommand, "commands") and arguments:  # a group: `userrep tables list`
+        name, *arguments = arguments
+        subcommand = subcommand.commands[name]
     subcommand.make_context(name, arguments)
 
 

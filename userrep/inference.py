@@ -27,6 +27,7 @@ from userrep.models.clue import Clue, ClueConfig
 from userrep.models.clue_backbone import ClueBackbone
 from userrep.publishing.entity import ITEM
 from userrep.publishing.table import bucket_of, write_part
+from userrep.publishing.vectors import rows_dtype
 from userrep.schema import item_embeddings, task_column, user_embeddings
 from userrep.training.cells import METHOD_FILE
 from userrep.training.checkpoint import load_model
@@ -132,21 +133,21 @@ class ShardEncoder:
         self._task_vectors = TaskVectors(Path(encoder)) if is_taught(Path(encoder)) else None
         self._shards, self._target = storage.fetch(Path(shards)), Path(target)
         self._target.mkdir(parents=True, exist_ok=True)
-        self._max_events, self._dtype = max_events, dtype
+        self._max_events, self._dtype, self._rows_dtype = max_events, dtype, rows_dtype(dtype)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Encodes all users of a shard; memory is bounded by the shard's vectors plus one row group."""
         shard = int(row["id"])
         tasks = self._task_vectors.tasks if self._task_vectors else ()
-        parts = [user_embeddings(self._encoder.dim, self._dtype, tasks).empty_table()]
+        parts = [user_embeddings(self._encoder.dim, self._rows_dtype, tasks).empty_table()]
         for number in range(pq.ParquetFile(self._shards / users_file(shard)).num_row_groups):
             group = read_row_group(self._shards, shard, number)
             vectors, task_vectors = encode_users(self._encoder, group, self._max_events), {}
             if self._task_vectors:
                 assert isinstance(self._encoder.model, Clue), "no other encoder is taught tasks"
                 task_vectors = self._task_vectors.encode(self._encoder.model, group)
-            parts.append(embedding_rows(group, vectors, self._dtype, task_vectors))
-        entry = write_part(self._target, shard, pa.concat_tables(parts))
+            parts.append(embedding_rows(group, vectors, self._rows_dtype, task_vectors))
+        entry = write_part(self._target, shard, pa.concat_tables(parts), dtype=self._dtype)
         storage.send(self._target, entry.path)
         return {"shard": shard, "entry": json.dumps(entry.model_dump(mode="json"))}
 
@@ -198,13 +199,14 @@ class CatalogueEncoder:
             for item_id, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 if bucket_of(item_id, self._num_parts) == bucket:
                     found.setdefault(item_id, text)  # of several records of an item the first one counts
-        schema = item_embeddings(self._encoder.dim, self._dtype)
+        schema = item_embeddings(self._encoder.dim, rows_dtype(self._dtype))
         parts, ids = [schema.empty_table()], list(found)
         for start in range(0, len(ids), ENCODE_ITEMS):
             part = ids[start : start + ENCODE_ITEMS]
             vectors = self._encoder.encode_items(part, [found[item_id] for item_id in part])
-            parts.append(pa.table([pa.array(part, pa.string()), _vector_column(vectors, self._dtype)], schema=schema))
-        entry = write_part(self._target, bucket, pa.concat_tables(parts), ITEM)
+            column = _vector_column(vectors, rows_dtype(self._dtype))
+            parts.append(pa.table([pa.array(part, pa.string()), column], schema=schema))
+        entry = write_part(self._target, bucket, pa.concat_tables(parts), ITEM, self._dtype)
         storage.send(self._target, entry.path)
         return {"shard": bucket, "entry": json.dumps(entry.model_dump(mode="json"))}
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from userrep.config import Config, ConfigError, digest_json
 from userrep.schema import SCHEMA_VERSION
@@ -22,6 +22,15 @@ class IncompleteTableError(ValueError):
     """The directory holds no committed table, or its content differs from its manifest."""
 
 
+class QuantisationError(Config):
+    """What int8 has cost the vectors that were rounded to it, measured when they were."""
+
+    vectors: int  # that were measured
+    mean_cosine: float  # of a vector and what is read back
+    min_cosine: float
+    max_abs_error: float  # of one value
+
+
 class FileEntry(Config):
     """One file of a table."""
 
@@ -29,6 +38,15 @@ class FileEntry(Config):
     size_bytes: int
     sha256: str
     rows: int | None = None
+    min_id: str | None = None  # of a part that is sorted by id
+    max_id: str | None = None
+    quantisation: QuantisationError | None = None  # of a part of int8
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what most files do not have, so that digests of their manifests stay as they were."""
+        values = handler(self)
+        return {key: value for key, value in values.items() if value is not None or key == "rows"}
 
 
 class Manifest(Config):

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-TASK_COLUMN_PREFIX = "embedding_"
+VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
+VECTOR_COLUMN = "embedding"
+TASK_COLUMN_PREFIX = f"{VECTOR_COLUMN}_"
 TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a task with a column; needs no escape in Markdown or a list with commas
 
 
@@ -192,6 +194,11 @@ def task_column(task: str) -> str:
     return TASK_COLUMN_PREFIX + task
 
 
+def scale_column(vector_column: str) -> str:
+    """Name of the column with the factors of an int8 vector column: `scale`, or `scale_<task>`."""
+    return "scale" + vector_column.removeprefix(VECTOR_COLUMN)
+
+
 def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -> pa.Schema:
     """Schema of a published user embedding table.
 
@@ -199,28 +206,30 @@ def user_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
 
     Args:
         embedding_dim: width of the vectors, > 0; the same in all columns.
-        dtype: `float32` or `float16`; the same in all columns.
+        dtype: `float32`, `float16` or `int8`; the same in all columns. After each column of int8 there is one of
+            float32 with the factor that makes vectors of norm 1 of its integers.
         tasks: names of the tasks that have a column, in the order of the columns; each once.
 
     Raises:
         ValueError: an argument that is not as said here.
     """
-    vector = _vector(embedding_dim, dtype)
     if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks {tasks!r}: give a list of names, each of them once")
     return pa.schema(
         [
             _field("user_id", pa.string(), "id, as in events"),
-            _field("embedding", vector, "user vector, L2 norm 1"),
+            *_vector(VECTOR_COLUMN, embedding_dim, dtype, "user vector"),
             _field("num_events", pa.int32(), "events that the vector was computed from"),
             _field("last_time", pa.int64(), "unix seconds of the latest event; null where unknown", nullable=True),
             *(
-                _field(
-                    task_column(task),
-                    vector,
-                    f"the user as task {task} sees it, from recent events of all services, L2 norm 1",
-                )
+                field
                 for task in tasks
+                for field in _vector(
+                    task_column(task),
+                    embedding_dim,
+                    dtype,
+                    f"the user as task {task} sees it, from recent events of all services",
+                )
             ),
         ]
     )
@@ -231,7 +240,7 @@ def item_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
 
     Args:
         embedding_dim: width of the vectors, > 0.
-        dtype: `float32` or `float16`.
+        dtype: `float32`, `float16` or `int8`, as in `user_embeddings`.
         tasks: empty; here because the schemas of all entities are made from the same facts.
 
     Raises:
@@ -242,15 +251,22 @@ def item_embeddings(embedding_dim: int, dtype: str, tasks: Sequence[str] = ()) -
     return pa.schema(
         [
             _field("item_id", pa.string(), "id, as in items"),
-            _field("embedding", _vector(embedding_dim, dtype), "item vector, L2 norm 1"),
+            *_vector(VECTOR_COLUMN, embedding_dim, dtype, "item vector"),
         ]
     )
 
 
-def _vector(embedding_dim: int, dtype: str) -> pa.DataType:
-    value_type = {"float32": pa.float32(), "float16": pa.float16()}.get(dtype)
-    if value_type is None or embedding_dim <= 0:
+def _vector(name: str, embedding_dim: int, dtype: str, doc: str) -> list[pa.Field]:
+    """The column of a vector, and for int8 that of its factors."""
+    if dtype not in VECTOR_TYPES or embedding_dim <= 0:
         raise ValueError(
-            f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32 or float16, dim > 0"
+            f"no embedding column of dtype {dtype!r} and dim {embedding_dim}: use float32, float16 or int8, dim > 0"
         )
-    return pa.list_(value_type, embedding_dim)
+    column = pa.list_(VECTOR_TYPES[dtype], embedding_dim)
+    if dtype != "int8":
+        return [_field(name, column, f"{doc}, L2 norm 1")]
+    scale = scale_column(name)
+    return [
+        _field(name, column, f"{doc}, times `{scale}` of L2 norm 1"),
+        _field(scale, pa.float32(), f"factor of the integers in `{name}`"),
+    ]

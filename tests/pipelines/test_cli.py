@@ -46,6 +46,7 @@ def test_help_names_every_command() -> None:
         "embed",
         "publish",
         "pull",
+        "tables",
         "run",
         "finetune",
         "show-config",

@@ -42,6 +42,16 @@ def test_a_database_on_a_bare_install_is_explained(tmp_path):
     assert "which this bare install cannot open: use the http:// address" in done.stderr
 
 
+def test_what_needs_numpy_says_how_to_get_it(table_dir):
+    script = f"""
+import sys
+from pipelines.cli import main
+sys.argv = ["userrep", "tables", "diff", {str(table_dir)!r}, {str(table_dir)!r}]
+main()"""
+    done = run_without(HEAVY, script)
+    assert (done.stderr, done.returncode) == ("userrep: this command needs numpy: pip install 'userrep[tables]'\n", 1)
+
+
 @pytest.mark.slow
 def test_a_bare_install_publishes_to_and_pulls_from_a_server(table_dir, tmp_path, server_uri):
     script = f"""

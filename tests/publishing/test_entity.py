@@ -11,8 +11,8 @@ def test_an_entity_is_known_by_its_id_column(entity):
     schema = entity.schema(4, "float16", ())
     assert entity_of(schema) is entity
     assert schema.names[0] == entity.id_column
-    with pytest.raises(ValueError, match=r"dtype 'int8' and dim 4: use float32 or float16"):
-        entity.schema(4, "int8", ())
+    with pytest.raises(ValueError, match=r"dtype 'int4' and dim 4: use float32, float16 or int8"):
+        entity.schema(4, "int4", ())
 
 
 def test_another_table_is_refused_with_the_columns_that_it_has():

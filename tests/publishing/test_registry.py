@@ -78,6 +78,7 @@ STEPS = [
     "create_registered_model",
     "create_model_version",
     "set_terminated",
+    "set_registered_model_tag",
     "set_registered_model_alias",
 ]
 

@@ -1,10 +1,11 @@
 """The card of an embedding table: one Markdown page that says what it is, from what, how good, and how to use it."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from userrep.publishing.entity import USER, Entity
-from userrep.schema import task_column
+from userrep.schema import scale_column, task_column
 
 CARD_NAME = "card.md"
 
@@ -15,7 +16,7 @@ from userrep.publishing.table import lookup
 table = pull("{name}@{alias}", Path("{name}"), tracking_uri="{uri}")
 print(lookup(table.dataset(), ["some-{entity}-id"]).to_pylist())"""
 ONE_COLUMN = """
-vectors = table.dataset().to_table(columns=["user_id", "{column}"])  # no other column is read"""
+vectors = table.dataset().to_table(columns={columns})  # no other column is read"""
 
 COLUMNS_MEANING = """\
 Every user has one vector per column, all of them of the same width and type. `embedding` is the universal vector, for
@@ -29,9 +30,10 @@ def render_card(manifest_facts: Mapping[str, Any], entity: Entity = USER) -> str
 
     Args:
         manifest_facts: `rows`, `dim`, `dtype`, `metric`, the digests, `code_version`, `config_hash`, `created_at` and
-            `table_sha256`; optional `name`, `quality` ({measure: {system: value}}), `coverage` ({what: number of
-            rows}), `limits` (lines of text), `tasks` (names of those with a column), `task_kinds` ({task: kind}) and
-            `task_scores` ({task: {metric: value}}). See `userrep.publishing.table.finish_table`.
+            `table_sha256`; optional `name`, `quality` ({measure: {system: value}}), `slices` ({slice: {measure:
+            value}}), `drift` ({what: value}), `coverage` ({what: number of rows}), `limits` (lines of text), `tasks`
+            (names of those with a column), `task_kinds` ({task: kind}), `task_scores` ({task: {metric: value}}),
+            `quantisation`, `id_space` and `code_commit`. See `userrep.publishing.table.finish_table`.
         entity: what a row stands for.
 
     Raises:
@@ -48,9 +50,12 @@ def render_card(manifest_facts: Mapping[str, Any], entity: Entity = USER) -> str
         *([_columns(facts)] if tasks else []),
         _made_from(facts),
         _quality(facts.get("quality") or {}),
+        *([_figures("Quality by slice", facts["slices"])] if facts.get("slices") else []),
+        _drift(facts.get("drift") or {}, name),
+        *([_quantisation(facts["quantisation"])] if facts.get("quantisation") else []),
         _coverage(facts, entity),
         "## Limits\n\n" + "\n".join(f"- {_inline(line)}" for line in (*entity.limits, *facts.get("limits", ()))),
-        _how_to_pull(name, tasks, entity),
+        _how_to_pull(name, facts, entity),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -73,6 +78,11 @@ def _made_from(facts: Mapping[str, Any]) -> str:
         ("tokenizer digest", facts["tokenizer_digest"]),
         ("config hash", facts["config_hash"]),
         ("code version", facts["code_version"]),
+        *(
+            (what, facts[key])
+            for what, key in (("code commit", "code_commit"), ("ids of", "id_space"))
+            if facts.get(key)
+        ),
         ("created (UTC)", facts["created_at"]),
         ("table sha256", facts["table_sha256"]),
     ]
@@ -81,18 +91,45 @@ def _made_from(facts: Mapping[str, Any]) -> str:
 
 
 def _quality(quality: Mapping[str, Mapping[str, float]]) -> str:
-    """Measures as rows, systems (this table, baselines) as columns, in the order in which they first appear."""
+    """Measures as rows, systems (this table, baselines) as columns."""
     if not quality:
         return "## Quality\n\nNot measured: no figures were given when this table was written."
-    systems = list(dict.fromkeys(system for values in quality.values() for system in values))
-    lines = [
-        "| measure | " + " | ".join(_inline(system) for system in systems) + " |",
-        "|---" * (len(systems) + 1) + "|",
-    ]
-    for measure, values in quality.items():
-        cells = [f"{values[system]:.4f}" if system in values else "-" for system in systems]
-        lines.append(f"| {_inline(measure)} | " + " | ".join(cells) + " |")
-    return "## Quality\n\n" + "\n".join(lines)
+    return _figures("Quality", quality)
+
+
+def _figures(heading: str, figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Rows and columns of figures, in the order in which they first appear."""
+    columns = list(dict.fromkeys(column for values in figures.values() for column in values))
+    what = "measure" if heading == "Quality" else "slice"
+    lines = [f"| {what} | " + " | ".join(map(_inline, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row, values in figures.items():
+        cells = [_figure(values.get(column)) for column in columns]
+        lines.append(f"| {_inline(row)} | " + " | ".join(cells) + " |")
+    return f"## {heading}\n\n" + "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _drift(drift: Mapping[str, Any], name: str) -> str:
+    """Against the version before: known when a version is released, which is after this page is written."""
+    if not drift:
+        return (
+            "## Drift\n\nMeasured against the version before when this one is released: "
+            f"`userrep tables show {name}@v12`."
+        )
+    lines = [f"| {_inline(what)} | {_inline(value)} |" for what, value in drift.items()]
+    return "\n".join(["## Drift", "", "| what | value |", "|---|---|", *lines])
+
+
+def _quantisation(error: Mapping[str, float]) -> str:
+    return (
+        "## Rounding\n\nVectors are int8 with a factor each (`userrep.publishing.vectors.float32_vectors` reads them). "
+        f"Measured on {error['vectors']:,} vectors as they were rounded: mean cosine with the original "
+        f"{error['mean_cosine']:.6f}, smallest {error['min_cosine']:.6f}, largest error of a value "
+        f"{error['max_abs_error']:.2g}."
+    )
 
 
 def _coverage(facts: Mapping[str, Any], entity: Entity) -> str:
@@ -101,10 +138,12 @@ def _coverage(facts: Mapping[str, Any], entity: Entity) -> str:
     return "\n".join(["## Coverage", "", f"| what | {entity.name}s |", "|---|---|", *lines])
 
 
-def _how_to_pull(name: str, tasks: Sequence[str], entity: Entity) -> str:
-    recipe = RECIPE.format(name=name, alias="ALIAS", uri="TRACKING_URI", entity=entity.name)
+def _how_to_pull(name: str, facts: Mapping[str, Any], entity: Entity) -> str:
+    recipe, tasks = RECIPE.format(name=name, alias="ALIAS", uri="TRACKING_URI", entity=entity.name), facts.get("tasks")
     if tasks:
-        recipe += ONE_COLUMN.format(column=task_column(tasks[0]))
+        column = task_column(tasks[0])
+        columns = ["user_id", column, *([scale_column(column)] if facts["dtype"] == "int8" else [])]
+        recipe += ONE_COLUMN.format(columns=json.dumps(columns))
     return "\n".join(
         [
             "## How to pull it",

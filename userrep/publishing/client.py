@@ -4,9 +4,14 @@ What works on a bare install (pyarrow + mlflow-skinny) is in `userrep.publishing
 """
 
 import shutil
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pyarrow.dataset as pads
 from mlflow.artifacts import download_artifacts
@@ -19,12 +24,13 @@ from userrep.manifest import (
     contained_path,
     sha256_file,
     staged_directory,
+    verify_files,
 )
 from userrep.publishing.connection import TRANSFER_LIMITS, connect, redacted
 from userrep.publishing.entity import ENTITIES, Entity
 from userrep.publishing.kind import TableKind
 from userrep.publishing.table import read_table
-from userrep.publishing.verify import embedding_kind, unlisted_files
+from userrep.publishing.verify import embedding_kind, unlisted_files, verify_parts
 from userrep.publishing.versions import TableSummary, TableVersion, list_tables, resolve
 
 __all__ = ["PulledTable", "TableMismatchError", "TableSummary", "TableVersion", "list_tables", "pull", "resolve"]
@@ -58,7 +64,9 @@ class PulledTable(Pulled):
         return read_table(self.directory, verify=False)
 
 
-def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) -> PulledTable:
+def pull(
+    reference: str, to: Path, *, tracking_uri: str, aligned_to: str | None = None, verbose: bool = False
+) -> PulledTable:
     """Downloads a published table, of users or of items, verifies all of it, and moves it to `to` in one step.
 
     A verified copy of the same version at `to` is returned without a download. Another table at `to` is replaced after
@@ -68,12 +76,19 @@ def pull(reference: str, to: Path, *, tracking_uri: str, verbose: bool = False) 
         reference: `name@alias`, `name@v12` or `name/12`.
         to: directory of the table; must not exist, be empty, or hold a pulled table and nothing else.
         tracking_uri: address of the MLflow server, or an absolute database URI.
+        aligned_to: `v12`, or an alias: the vectors are turned into the space of that version, so that what was learned
+            from its vectors goes on working. Needs numpy: `pip install 'userrep[tables]'`.
         verbose: let MLflow log.
 
     Raises:
         RegistryError: a subclass says whether the server, the name, or the version was not found.
         TableMismatchError: the files differ from what was published, or `to` holds something else.
+        AlignmentError: no chain of maps leads to the space of `aligned_to`.
     """
+    if aligned_to is not None:
+        from userrep.publishing.aligned import pull_aligned  # numpy, which no other pull needs
+
+        return pull_aligned(reference, to, aligned_to, tracking_uri=tracking_uri, verbose=verbose)
     version = resolve(reference, tracking_uri=tracking_uri, verbose=verbose)
     pulled = pull_version(version, to, tracking_uri=tracking_uri, verbose=verbose)
     return PulledTable(pulled.directory, pulled.manifest, pulled.version)
@@ -100,52 +115,113 @@ def pull_version(
     return Pulled(to, manifest, version)
 
 
-def _present(to: Path, version: TableVersion, kind: TableKind | None) -> Manifest | None:
-    """The manifest of a sound copy of this version at `to`; refuses a destination that holds anything but a table."""
+def held_table(to: Path, kind: TableKind | None = None) -> Manifest | None:
+    """The manifest of the table at `to`, unverified; None where there is nothing, so that a pull may go there.
+
+    Raises:
+        TableMismatchError: `to` holds what a pull must not replace.
+    """
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return None
     try:
-        kind = kind or embedding_kind(to)
-        manifest = kind.read(to)
+        manifest = (kind or embedding_kind(to)).read(to)
         strays = unlisted_files(to, manifest)
     except (IncompleteTableError, OSError) as error:
         raise TableMismatchError(f"{to} exists and is no pulled table ({error}); pull to another directory") from error
     if strays:
         raise TableMismatchError(f"{to} also holds {strays[0]!r}, which a pull would delete; pull to another directory")
-    if sha256_file(to / MANIFEST_NAME) != version.manifest_sha256:
+    return manifest
+
+
+def _present(to: Path, version: TableVersion, kind: TableKind | None) -> Manifest | None:
+    """The manifest of a sound copy of this version at `to`; refuses a destination that holds anything but a table."""
+    if held_table(to, kind) is None or sha256_file(to / MANIFEST_NAME) != version.manifest_sha256:
         return None
     try:
-        return kind.verify(to)
+        return (kind or embedding_kind(to)).verify(to)
     except IncompleteTableError:
         return None  # a damaged copy of the right version: fetch it again
 
 
-def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: TableKind | None) -> Manifest:
-    """Fetches the manifest, checks it against the version's tags, then fetches and verifies what it lists."""
+def fetch_file(version: TableVersion, relative: str, folder: Path, *, tracking_uri: str) -> Path:
+    """Downloads one file of a version, unverified; inside a `connect` block. Returns where it is.
 
-    def fetch(relative: str) -> None:
-        target = contained_path(staging, relative).parent
-        target.mkdir(parents=True, exist_ok=True)
+    Args:
+        version: from `resolve`.
+        relative: path among the files of the version.
+        folder: in which the same relative path appears.
+        tracking_uri: address of the MLflow server, or an absolute database URI.
+
+    Raises:
+        IncompleteTableError: the version has no such file, or the path would leave the folder.
+    """
+    target = contained_path(folder, relative)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        download_artifacts(
+            artifact_uri=f"{version.location}/{relative}", dst_path=str(target.parent), tracking_uri=tracking_uri
+        )
+    except MlflowException as error:
+        # The local store says so by error code, the server's proxy only in the text of an INTERNAL_ERROR.
+        if "No such artifact" not in str(error):
+            raise
+        raise IncompleteTableError(f"{relative} is missing from {redacted(version.location)}") from error
+    return target
+
+
+@contextmanager
+def opened(
+    version: TableVersion, *, tracking_uri: str, scratch: Path | None = None, verbose: bool = False
+) -> Iterator[Path]:
+    """Gives a directory with the verified table of a version while the block runs.
+
+    Files that lie on this machine are read where they are; others are pulled and deleted again.
+
+    Args:
+        version: of an embedding table, from `resolve`.
+        tracking_uri: address of the MLflow server, or an absolute database URI.
+        scratch: where files are pulled to; by default the system's directory for temporary files.
+        verbose: let MLflow log.
+
+    Raises:
+        TableMismatchError: the files differ from what was published.
+    """
+    parts = urlsplit(version.location)
+    if parts.scheme in ("", "file"):
+        directory = Path(unquote(parts.path))
         try:
-            download_artifacts(
-                artifact_uri=f"{version.location}/{relative}", dst_path=str(target), tracking_uri=tracking_uri
-            )
-        except MlflowException as error:
-            # The local store says so by error code, the server's proxy only in the text of an INTERNAL_ERROR.
-            if "No such artifact" not in str(error):
-                raise
-            raise IncompleteTableError(f"{relative} is missing from {redacted(version.location)}") from error
+            manifest, _ = _published_manifest(directory, version, None)
+            verify_files(directory, manifest)
+            verify_parts(directory, manifest)
+        except (IncompleteTableError, OSError) as error:
+            raise TableMismatchError(
+                f"{version.name} version {version.version} is not what was published: {error}"
+            ) from error
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        yield pull_version(version, Path(folder) / "table", tracking_uri=tracking_uri, verbose=verbose).directory
 
-    fetch(MANIFEST_NAME)
-    manifest_sha256 = sha256_file(staging / MANIFEST_NAME)
+
+def _published_manifest(directory: Path, version: TableVersion, kind: TableKind | None) -> tuple[Manifest, TableKind]:
+    """The manifest in a directory, if it is the one that was published; and the kind of its table."""
+    manifest_sha256 = sha256_file(directory / MANIFEST_NAME)
     if manifest_sha256 != version.manifest_sha256:
         raise IncompleteTableError(
             f"its manifest has sha256 {manifest_sha256}, published was {version.manifest_sha256}"
         )
-    kind = kind or embedding_kind(staging)
-    manifest = kind.read(staging)
+    kind = kind or embedding_kind(directory)
+    manifest = kind.read(directory)
     if (found := manifest.facts[kind.identity]) != version.table_sha256:
         raise IncompleteTableError(f"its manifest is of table {found}, published was {version.table_sha256}")
+    return manifest, kind
+
+
+def _download(version: TableVersion, staging: Path, tracking_uri: str, kind: TableKind | None) -> Manifest:
+    """Fetches the manifest, checks it against the version's tags, then fetches and verifies what it lists."""
+    fetch = partial(fetch_file, version, folder=staging, tracking_uri=tracking_uri)
+    fetch(MANIFEST_NAME)
+    manifest, kind = _published_manifest(staging, version, kind)
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         list(pool.map(fetch, [entry.path for entry in manifest.files]))
     return kind.verify(staging)

@@ -16,10 +16,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from userrep.manifest import MANIFEST_NAME, sha256_file
+from userrep.publishing.aliases import point_alias
 from userrep.publishing.connection import TABLE_TAG, WRITE_LIMITS, RegistryError, connect
 from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import finish_run
-from userrep.publishing.upload import Request, make_version
+from userrep.publishing.upload import FORCED_TAG, Beside, Request, make_version
 from userrep.publishing.verify import embedding_kind
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # LoggedModel names allow no . : / % or quotes; @ and / part references
@@ -52,6 +53,7 @@ def publish(
     tags: Mapping[str, str] | None = None,
     artifact_root: Path | None = None,
     kind: TableKind | None = None,
+    beside: Beside | None = None,
     verbose: bool = False,
 ) -> Published:
     """Makes a verified local table a new version of `name` and points `alias` to it.
@@ -71,6 +73,7 @@ def publish(
         artifact_root: where a new experiment in a local database keeps its files; by default `mlartifacts` beside a
             sqlite database. An existing experiment and a server keep their own.
         kind: of the table; None for an embedding table, of users or of items as its manifest states.
+        beside: what a release adds to a new version; see `release.release`, which also asks the gate.
         verbose: let MLflow log and print.
 
     Raises:
@@ -83,7 +86,7 @@ def publish(
     manifest = kind.verify(Path(table_dir))
     manifest_sha256 = sha256_file(Path(table_dir) / MANIFEST_NAME)
     request = Request(
-        kind, Path(table_dir), name, manifest, manifest_sha256, metrics or {}, tags or {}, tracking_uri, verbose
+        kind, Path(table_dir), name, manifest, manifest_sha256, metrics or {}, tags or {}, tracking_uri, verbose, beside
     )
     with connect(tracking_uri, create=True, verbose=verbose) as client:
         version = _existing_version(client, request)
@@ -91,7 +94,10 @@ def publish(
         version = make_version(request, experiment, run_id, artifact_root)
     with connect(tracking_uri, limits=WRITE_LIMITS, verbose=verbose) as client:
         finish_run(client, version.run_id, "FINISHED")
-        client.set_registered_model_alias(name, alias, str(version.version))
+        for key, value in (beside.tags if beside else {}).items():
+            if key.startswith(FORCED_TAG):  # a version that existed already has no such tag yet
+                client.set_model_version_tag(name, str(version.version), key, value)
+        point_alias(client, name, alias, int(version.version))
     return Published(name, int(version.version), alias, version.tags["model_id"], request.table_sha256)
 
 
@@ -107,16 +113,14 @@ def check_free(name: str, alias: str, *, tracking_uri: str, kind: TableKind, ver
 
 
 def move_alias(name: str, alias: str, version: int, *, tracking_uri: str, verbose: bool = False) -> int | None:
-    """Points an alias to an existing version: the way to roll back. Returns the version that it pointed to before.
+    """Points an alias to an existing version, ungated. Returns the version that it pointed to before.
 
     Raises:
         RegistryError: there is no such table or version; the alias is where it was.
     """
     with connect(tracking_uri, limits=WRITE_LIMITS, verbose=verbose) as client:
         client.get_model_version(name, str(version))
-        before = client.get_registered_model(name).aliases.get(alias)
-        client.set_registered_model_alias(name, alias, str(version))
-    return None if before is None else int(before)
+        return point_alias(client, name, alias, version)
 
 
 def _existing_version(client: MlflowClient, request: Request) -> ModelVersion | None:

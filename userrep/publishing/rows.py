@@ -11,12 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from userrep.manifest import QuantisationError
 from userrep.publishing.entity import USER, Entity
-from userrep.schema import TASK_COLUMN_PREFIX
+from userrep.publishing.vectors import joined_errors, norms, quantised
+from userrep.schema import TASK_COLUMN_PREFIX, VECTOR_COLUMN, VECTOR_TYPES, scale_column
 
 # Largest distance of a stored norm from 1. float16 rounds each value by at most 2^-11 relative, hence the norm too;
-# float32 leaves room for a norm that was computed in float32 over some thousand dimensions.
-NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
+# float32 leaves room for a norm that was computed in float32 over some thousand dimensions. int8 has a factor of
+# float32 that makes the norm 1.
+NORM_TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-4}
 
 
 class EmbeddingTableError(ValueError):
@@ -36,7 +39,7 @@ def checked_rows(table: pa.Table, entity: Entity = USER) -> pa.Table:
     """
     schema = _published_schema(table.schema, entity)
     rows = table.combine_chunks().sort_by(entity.id_column)
-    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    vectors = vector_columns(schema)
     for field in schema:
         nulls = rows[field.name].null_count
         if nulls and not field.nullable and field.name not in vectors:
@@ -53,6 +56,38 @@ def checked_rows(table: pa.Table, entity: Entity = USER) -> pa.Table:
     return pa.Table.from_arrays([rows[name].combine_chunks() for name in schema.names], schema=schema)
 
 
+def int8_rows(rows: pa.Table, entity: Entity = USER) -> tuple[pa.Table, QuantisationError | None]:
+    """The rows with all vectors rounded to int8, and what that cost; those that are int8 already come back as they are.
+
+    Args:
+        rows: from `checked_rows`.
+        entity: what a row stands for.
+    """
+    if dtype_of(rows.schema) == "int8":
+        return rows, None
+    names = vector_columns(rows.schema)
+    columns, errors = {name: rows[name] for name in rows.schema.names}, []
+    for name in names:
+        columns[name], columns[scale_column(name)], error = quantised(rows[name].combine_chunks())
+        errors += [error] if error else []
+    tasks = [name.removeprefix(TASK_COLUMN_PREFIX) for name in names if name != VECTOR_COLUMN]
+    schema = entity.schema(rows.schema.field(VECTOR_COLUMN).type.list_size, "int8", tasks)
+    return pa.table([columns[name] for name in schema.names], schema=schema), joined_errors(errors)
+
+
+def vector_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold vectors, the universal one first."""
+    return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+
+
+def dtype_of(schema: pa.Schema) -> str | None:
+    """`float32`, `float16` or `int8`: the type of a table's vectors; None where it has none."""
+    column: Any = schema.field(VECTOR_COLUMN).type if VECTOR_COLUMN in schema.names else None
+    if column is None or not pa.types.is_fixed_size_list(column):
+        return None
+    return next((name for name, type_ in VECTOR_TYPES.items() if type_ == column.value_type), None)
+
+
 def columns_text(schema: pa.Schema) -> str:
     """Columns as `name: type, ...` for messages."""
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
@@ -60,11 +95,11 @@ def columns_text(schema: pa.Schema) -> str:
 
 def _published_schema(schema: pa.Schema, entity: Entity) -> pa.Schema:
     """The published schema with this table's width, type and tasks; the given one must equal it but for nullability."""
-    allowed = f"userrep.schema.{entity.table}, of float32 or float16"
-    column: Any = schema.field("embedding").type if "embedding" in schema.names else None
-    dtype = {pa.float32(): "float32", pa.float16(): "float16"}.get(getattr(column, "value_type", None))
-    if dtype is None or not pa.types.is_fixed_size_list(column):
+    allowed = f"userrep.schema.{entity.table}, of float32, float16 or int8"
+    dtype = dtype_of(schema)
+    if dtype is None:
         raise EmbeddingTableError(f"received columns {columns_text(schema)}; allowed is {allowed}")
+    column: Any = schema.field(VECTOR_COLUMN).type
     task_fields = [field for field in schema if field.name.startswith(TASK_COLUMN_PREFIX)]
     if other := [field for field in task_fields if field.type != column]:
         raise EmbeddingTableError(
@@ -89,30 +124,19 @@ def _check_vectors(rows: pa.Table, name: str, entity: Entity) -> None:
     if rows.num_rows == 0:
         return
     vectors = rows[name].combine_chunks()
-    norms = _norms(vectors)
-    if norms.null_count:
+    found = norms(rows, name)
+    if found.null_count:
         nulls = vectors.null_count + pc.list_flatten(vectors).null_count
-        first = rows[entity.id_column][pc.index(norms.is_null(), True).as_py()].as_py()
+        first = rows[entity.id_column][pc.index(found.is_null(), True).as_py()].as_py()
         raise EmbeddingTableError(
             f"column {name!r} holds {nulls} nulls, the first of {entity.name} {first!r}; it must hold none"
         )
-    tolerance = NORM_TOLERANCE["float16" if pa.types.is_float16(vectors.type.value_type) else "float32"]
+    tolerance = NORM_TOLERANCE[str(dtype_of(rows.schema))]
     # `not (error <= tolerance)` also catches NaN, which compares false.
-    bad = pc.invert(pc.less_equal(pc.abs(pc.subtract(norms, 1.0)), tolerance))
+    bad = pc.invert(pc.less_equal(pc.abs(pc.subtract(found, 1.0)), tolerance))
     if (at := pc.index(bad, True).as_py()) >= 0:
         raise EmbeddingTableError(
-            f"{entity.name} {rows[entity.id_column][at].as_py()!r} has a vector of norm {norms[at].as_py():.6g} in "
+            f"{entity.name} {rows[entity.id_column][at].as_py()!r} has a vector of norm {found[at].as_py():.6g} in "
             f"column {name!r}, allowed is 1 +- {tolerance}: normalise the vectors, leave out {entity.absent} (count "
             "them in facts['coverage'])"
         )
-
-
-def _norms(vectors: Any) -> Any:
-    """L2 norm of each vector, float64; null where the vector or one of its values is null."""
-    squares: Any = None
-    # Dimension by dimension: arrow has no row norm, and this never holds more than a column of the table as float64.
-    for position in range(vectors.type.list_size):
-        value = pc.cast(pc.list_element(vectors, position), pa.float64())
-        square = pc.multiply(value, value)
-        squares = square if squares is None else pc.add(squares, square)
-    return pc.sqrt(squares)

@@ -25,6 +25,21 @@ from userrep.publishing.connection import TABLE_TAG, TRANSFER_LIMITS, WRITE_LIMI
 from userrep.publishing.kind import TableKind
 from userrep.publishing.runs import experiment_of, finish_run, open_run
 
+FORCED_TAG = "userrep.forced."  # + alias, on a version: who moved the alias to it against the gate, and what it said
+PREVIOUS_TAG = "userrep.previous"  # version that the map leads to
+UNMAPPED_TAG = "userrep.unmapped"  # why there is no map
+FILES_TAG = "userrep.release"  # JSON: file in the folder `release` -> sha256
+REPORT_NAME = "gate.json"  # in the folder `release`
+BESIDE = "release"  # folder of a version's files that its manifest does not list
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a release adds to a version beside its table: files in the folder `release`, and tags that vouch for it."""
+
+    directory: Path
+    tags: Mapping[str, str]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -39,6 +54,7 @@ class Request:
     tags: Mapping[str, str]
     tracking_uri: str
     verbose: bool
+    beside: Beside | None = None
 
     @property
     def table_sha256(self) -> str:
@@ -67,6 +83,8 @@ def make_version(request: Request, experiment: str, run_id: str | None, artifact
     try:
         with connect(request.tracking_uri, limits=TRANSFER_LIMITS, verbose=request.verbose) as client:
             model = _ready_model(client, request, model, experiment_id, run_id)
+            if request.beside:  # also where an earlier attempt has done so: against another version, perhaps
+                client.log_model_artifacts(model.model_id, str(request.beside.directory), BESIDE)
         with connect(request.tracking_uri, limits=WRITE_LIMITS, verbose=request.verbose) as client:
             for key, value in request.metrics.items():
                 client.log_metric(
@@ -108,7 +126,9 @@ def _register(client: MlflowClient, request: Request, model: LoggedModel, run_id
         # Of the files that were uploaded: an earlier attempt may have finished a table whose facts differ from these.
         "manifest_sha256": model.tags["manifest_sha256"],
         "model_id": model.model_id,
+        "size_bytes": str(sum(entry.size_bytes for entry in request.manifest.files)),
         **request.kind.tags_of(facts),
+        **(request.beside.tags if request.beside else {}),
     }
     return client.create_model_version(
         request.name,

@@ -9,9 +9,11 @@ Needs pyarrow only (no numpy, no torch).
 
 import hashlib
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +36,15 @@ PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 GIVEN_FACTS = ("encoder_digest", "tokenizer_digest", "data_digest", "code_version")
 DERIVED_FACTS = ("rows", "dim", "dtype", "metric", "table_sha256", "config_hash")
 TASKS_FACT = "tasks"  # names of the tasks that have a column, in that order; absent where there are none
+BUCKETING_FACT = "bucketing"  # rule by which ids are dealt to parts, and how many; absent where that is unknown
+BUCKET_RULE = "crc32 of the utf-8 id modulo count"
+QUANTISATION_FACT = "quantisation"  # what int8 cost; absent for other types
+OPTIONAL_FACTS = (QUANTISATION_FACT, "id_space_digest")  # that `finish_table` derives where it can
+
+
+def bucket_of(entity_id: str, num_buckets: int) -> int:
+    """Bucket (0-based) of a user or an item: CRC-32 of the UTF-8 id modulo `num_buckets`; the same on every machine."""
+    return zlib.crc32(entity_id.encode()) % num_buckets
 
 
 def verify_table(directory: Path, entity: Entity | None = None) -> Manifest:
@@ -88,7 +99,7 @@ def table_manifest(directory: Path, entity: Entity | None = None) -> Manifest:
 
 
 def verify_parts(directory: Path, manifest: Manifest) -> None:
-    """Checks schema and row count in the footer of every part; reads no rows.
+    """Checks schema, row count and range of ids in the footer of every part; reads no rows.
 
     Raises:
         IncompleteTableError: names the part.
@@ -98,7 +109,7 @@ def verify_parts(directory: Path, manifest: Manifest) -> None:
         path = contained_path(directory, entry.path)
         try:
             with pq.ParquetFile(path) as part:
-                rows, found = part.metadata.num_rows, part.schema_arrow
+                rows, found, bounds = part.metadata.num_rows, part.schema_arrow, _id_bounds(part.metadata)
         except (OSError, pa.ArrowInvalid) as error:
             raise IncompleteTableError(f"{path} is not a readable Parquet file: {error}") from error
         if rows != entry.rows:
@@ -107,6 +118,8 @@ def verify_parts(directory: Path, manifest: Manifest) -> None:
             raise IncompleteTableError(
                 f"{path} has the columns {columns_text(found)}, its manifest promises {columns_text(schema)}"
             )
+        if entry.min_id is not None and bounds not in (None, stated := (entry.min_id, entry.max_id)):
+            raise IncompleteTableError(f"{path} has ids from {bounds}, its manifest says from {stated}")
 
 
 def unlisted_files(directory: Path, manifest: Manifest) -> list[str]:
@@ -159,6 +172,37 @@ def check_ids_unique(directory: Path, manifest: Manifest) -> None:
         raise EmbeddingTableError(
             f"{surplus} rows too many: {entity.name} {twice!r} is in more than one part; bucket by {entity.name} id"
         )
+
+
+def bucketing_facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
+    """How ids are dealt to the parts: as the facts say, else by `bucket_of` if that holds for every id.
+
+    Raises:
+        EmbeddingTableError: the facts say that there are more or fewer parts than there are.
+    """
+    parts, column = part_entries(manifest), ENTITIES[manifest.table].id_column
+    is_complete = [entry.path for entry in parts] == [f"part-{number:05d}.parquet" for number in range(len(parts))]
+    if (stated := manifest.facts.get(BUCKETING_FACT)) is not None:
+        if not is_complete or not isinstance(stated, dict) or stated.get("count") != len(parts):
+            raise EmbeddingTableError(
+                f"facts[{BUCKETING_FACT!r}] is {stated!r}, the table has {len(parts)} parts: give rule and count"
+            )
+        return {BUCKETING_FACT: stated}
+    if not is_complete:
+        return {}
+    for number, entry in enumerate(parts):
+        ids = pq.read_table(contained_path(directory, entry.path), columns=[column])[column]
+        if any(bucket_of(one, len(parts)) != number for one in ids.to_pylist()):
+            return {}
+    return {BUCKETING_FACT: {"rule": BUCKET_RULE, "count": len(parts)}} if parts else {}
+
+
+def _id_bounds(metadata: pq.FileMetaData) -> tuple[str, str] | None:
+    """First and last id as the footer states them; None where it does not, as for ids of kilobytes."""
+    groups = [metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)]
+    if not groups or any(found is None or not found.has_min_max for found in groups):
+        return None
+    return min(found.min for found in groups), max(found.max for found in groups)
 
 
 def embedding_kind(directory: Path) -> TableKind:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from userrep.publishing.connection import TABLE_TAG, RegistryError, UnknownTableError, UnknownVersionError, connect
@@ -15,6 +16,7 @@ from userrep.publishing.verify import EMBEDDING_KINDS
 REFERENCE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)(?:@[vV](?P<v>\d+)|/(?P<number>\d+)|@(?P<alias>[A-Za-z0-9_-]+))"
 )
+DELETED_TAG = "userrep.deleted"  # on a version whose files are gone; the maps that lie beside them stay
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,51 @@ def resolve(reference: str, *, tracking_uri: str, kind: TableKind | None = None,
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise _not_found(client, name, reference, kinds) from error
+        if DELETED_TAG in found.tags:
+            raise UnknownVersionError(
+                f"{name} version {found.version} was deleted ({found.tags[DELETED_TAG]}): take one of "
+                f"`userrep tables list {name}`"
+            )
         if one.identity not in found.tags or "manifest_sha256" not in found.tags:
             raise RegistryError(f"{name} version {found.version} is no {one.noun}: `{one.publisher}` did not make it")
-        return TableVersion(
-            name=name,
-            version=int(found.version),
-            aliases=tuple(found.aliases),
-            table_sha256=found.tags[one.identity],
-            manifest_sha256=found.tags["manifest_sha256"],
-            model_id=found.tags.get("model_id", ""),
-            location=client.get_model_version_download_uri(name, str(found.version)),
-            tags=dict(found.tags),
-            created_ms=found.creation_timestamp,
-        )
+        return _described(client, found, found.aliases, one.identity)
+
+
+def list_versions(
+    name: str, *, tracking_uri: str, with_deleted: bool = False, verbose: bool = False
+) -> list[TableVersion]:
+    """All versions of a published embedding table, the oldest first.
+
+    Args:
+        name: of the table.
+        tracking_uri: address of the MLflow server, or an absolute database URI.
+        with_deleted: also those whose files `userrep tables gc` has deleted; their `table_sha256` is empty.
+        verbose: let MLflow log.
+
+    Raises:
+        UnknownTableError: lists close names.
+    """
+    kinds = tuple(EMBEDDING_KINDS.values())
+    with connect(tracking_uri, verbose=verbose) as client:
+        try:
+            registered = client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise _not_found(client, name, name, kinds) from error
+        aliases = dict[str, list[str]]()  # a search leaves them out
+        for alias, number in registered.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        versions, token, is_last = list[TableVersion](), None, False
+        while not is_last:
+            page = client.search_model_versions(f"name='{name}'", order_by=["version_number ASC"], page_token=token)
+            versions += [
+                _described(client, found, aliases.get(str(found.version), []), kinds[0].identity)
+                for found in page
+                if "manifest_sha256" in found.tags and (with_deleted or DELETED_TAG not in found.tags)
+            ]
+            token, is_last = page.token, not page.token
+    return sorted(versions, key=lambda version: version.version)
 
 
 def list_tables(*, tracking_uri: str, verbose: bool = False) -> list[TableSummary]:
@@ -109,6 +143,20 @@ def table_names(client: MlflowClient, kinds: Sequence[TableKind]) -> list[str]:
             names += [model.name for model in page]
             token, is_last = page.token, not page.token
     return sorted(names)
+
+
+def _described(client: MlflowClient, found: ModelVersion, aliases: Sequence[str], identity: str) -> TableVersion:
+    return TableVersion(
+        name=found.name,
+        version=int(found.version),
+        aliases=tuple(sorted(aliases)),
+        table_sha256=found.tags.get(identity, ""),
+        manifest_sha256=found.tags["manifest_sha256"],
+        model_id=found.tags.get("model_id", ""),
+        location=client.get_model_version_download_uri(found.name, str(found.version)),
+        tags=dict(found.tags),
+        created_ms=found.creation_timestamp,
+    )
 
 
 def _not_found(client: MlflowClient, name: str, reference: str, kinds: Sequence[TableKind]) -> RegistryError:
