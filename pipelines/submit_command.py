@@ -48,7 +48,7 @@ def parse_command(words: Sequence[str]) -> StageCommand:
         ConfigError: no command of a job, a config that is wrong, a path that the cluster could not know, credentials.
         typer.BadParameter: or another usage error: the command does not take these options.
     """
-    depth = 2 if words[:1] == ["sweep"] else 1
+    depth = 2 if list(words[:1]) == ["sweep"] else 1
     stage, options = " ".join(words[:depth]), list(words[depth:])
     if stage not in STAGES:
         raise ConfigError(f"{stage!r} is no command of a job: give one of {', '.join(STAGES)}")

@@ -196,8 +196,8 @@ def test_ctrl_c_detaches(client: FakeClient, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(submission_id: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(client, "get_job_info", interrupt)
     submission_id = invoke("submit", *SMOKE).stdout.strip()
+    monkeypatch.setattr(client, "get_job_info", interrupt)
     client.put(submission_id, JobStatus.RUNNING)
     result = invoke("submit", *SMOKE, "--wait")
     assert result.exit_code == 130

@@ -73,7 +73,7 @@ def test_the_code_of_this_command_runs_from_its_copy(tmp_path: Path) -> None:
     write_package(package, tmp_path, {})
     program = (
         "import importlib.metadata, pipelines; "
-        "print(pipelines.__file__, importlib.metadata.distribution('userrep').locate_file(''))"
+        "print(pipelines.__file__, importlib.metadata.distribution('userrep').locate_file('').resolve())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
