@@ -5,6 +5,7 @@ here and goes nowhere but into the header of a request: no command line, no log,
 """
 
 import ipaddress
+import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -192,6 +193,8 @@ def connect(
     token = read_token(os.environ if environment is None else environment)
     if said := check_transport(address, token, is_insecure):
         console.say(said)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # it tells of temporary files
     headers = {"Authorization": f"Bearer {token.value}"} if token else {}
     with explained(address):
         return JobServer(JobSubmissionClient(address, headers=headers), address, token)

@@ -16,7 +16,7 @@ from pipelines.chaos import LEDGER, chaos_config, run_chaos
 from pipelines.chaos_rig import Session, wait_until
 from pipelines.chaos_schedule import kinds_for, make_schedule
 from pipelines.chaos_storage import can_lock_storage
-from tests.pipelines.test_submit_cluster import START_LIMIT_S, free_ports, is_open
+from tests.pipelines.test_submit_cluster import BUSY, START_LIMIT_S, free_ports, is_open
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -54,7 +54,7 @@ def test_the_main_job_runs_on_three_nodes_as_documented(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with ExitStack() as stack:
         ray_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="rs-", ignore_cleanup_errors=True))
-        env = kept | {"HOME": str(home), "PATH": path, "RAY_TMPDIR": ray_dir, "OMP_NUM_THREADS": "1"}
+        env = kept | {"HOME": str(home), "PATH": path, "RAY_TMPDIR": ray_dir} | BUSY
         nodes = []
         for line in commands():
             for old, new in replaced.items():

@@ -1,6 +1,5 @@
 """`userrep submit` on a real cluster that asks for a token: the job runs, twice is once, and the token is nowhere."""
 
-import json
 import os
 import secrets
 import socket
@@ -20,10 +19,16 @@ from pipelines.console import Console
 from pipelines.experiments.catalog import load_config
 from pipelines.job_server import connect
 from userrep.config import ConfigError
+from userrep.manifest import read_manifest
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),  # aiohttp 3.14 of Ray 2.60
+]
 
 START_LIMIT_S = 300
+# By default Ray gives way to everything else on the machine.
+BUSY = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 CONFIG = load_config(
     "smoke",
     None,
@@ -75,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenCluster]:
     dashboard, gcs, client, agent = free_ports(4)
     # Ray's sockets lie in its directory, and the name of a socket is short.
     with tempfile.TemporaryDirectory(prefix="rs-", ignore_cleanup_errors=True) as ray_dir:
-        own = {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_TMPDIR": ray_dir, "OMP_NUM_THREADS": "1"}
+        own = {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_TMPDIR": ray_dir} | BUSY
         arguments = [
             *("start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--disable-usage-stats"),
@@ -101,8 +106,9 @@ def files_that_hold(text: str, *directories: Path) -> list[Path]:
     return [path for path in files if text.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize("stage", ["ingest", pytest.param("run", marks=pytest.mark.slow)])
 def test_a_job_runs_once_and_the_token_is_nowhere(
-    cluster: TokenCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, cluster: TokenCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -111,7 +117,7 @@ def test_a_job_runs_once_and_the_token_is_nowhere(
     config, workdir = tmp_path / "mine.json", tmp_path / "work"
     config.write_text(CONFIG.model_dump_json())
 
-    words = ["submit", "run", "--config", str(config), "--workdir", str(workdir), "--address", cluster.address]
+    words = ["submit", stage, "--config", str(config), "--workdir", str(workdir), "--address", cluster.address]
     words += ["--python", sys.executable, "--env", "A_VARIABLE"]
 
     with monkeypatch.context() as patch:
@@ -126,23 +132,24 @@ def test_a_job_runs_once_and_the_token_is_nowhere(
 
     first = invoke(*words, "--follow")
     assert first.exit_code == 0, first.output[-5000:]
-    assert json.loads((workdir / "summary.json").read_text())["pretrain"]["steps"] == 4
-    assert f"report: {workdir / 'report.html'}" in first.output
+    assert "ingest: 300 rows in" in first.output
+    assert read_manifest(workdir / "ingest").facts["rows"] == 300
+    assert (workdir / "report.html").is_file() is (stage == "run")
     again = invoke(*words, "--wait")
     assert again.exit_code == 0
     assert "has succeeded already" in again.output
 
-    failed = invoke(*words, "--follow", "--set", f"source.num_users={CONFIG.source.num_users + 1}", "--data", "/absent")
+    failed = invoke(*words, "--follow", "--data", "/absent")
     assert failed.exit_code == 1
     assert "generates its data" in failed.output
 
     jobs = connect(cluster.address, Console()).jobs()
     listed = invoke("jobs", "list", "--address", cluster.address)
-    assert [line.split()[1] for line in listed.stdout.splitlines()] == ["SUCCEEDED", "SUCCEEDED", "FAILED"]
+    assert [line.split()[1] for line in listed.stdout.splitlines()][-2:] == ["SUCCEEDED", "FAILED"]
     told = "".join(job.model_dump_json() for job in jobs.values())
     assert "its value" in told  # so that it is where the token is looked for
     for text in (told, listed.output, first.output, again.output, failed.output):
         assert cluster.token not in text
     assert files_that_hold(cluster.token, cluster.ray_dir, tmp_path) == []
     assert files_that_hold(cluster.token, cluster.home) == [cluster.home / ".ray" / "auth_token"]
-    assert files_that_hold("pipelines.cli run", cluster.ray_dir)  # the search finds what is there
+    assert files_that_hold(f"pipelines.cli {stage}", cluster.ray_dir)  # the search finds what is there
