@@ -193,8 +193,12 @@ def connect(
     token = read_token(os.environ if environment is None else environment)
     if said := check_transport(address, token, is_insecure):
         console.say(said)
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # it tells of temporary files
+    for name in (
+        "ray.dashboard.modules.dashboard_sdk",
+        "ray.dashboard.modules.job.sdk",
+        "ray._private.runtime_env.packaging",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of temporary files and closed sockets
     headers = {"Authorization": f"Bearer {token.value}"} if token else {}
     with explained(address):
         return JobServer(JobSubmissionClient(address, headers=headers), address, token)

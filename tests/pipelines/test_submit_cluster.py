@@ -132,8 +132,8 @@ def test_a_job_runs_once_and_the_token_is_nowhere(
 
     first = invoke(*words, "--follow")
     assert first.exit_code == 0, first.output[-5000:]
-    assert "ingest: 300 rows in" in first.output
-    assert read_manifest(workdir / "ingest").facts["rows"] == 300
+    assert "ingest: started" in first.output
+    assert read_manifest(workdir / "ingest").facts["users"] == 300
     assert (workdir / "report.html").is_file() is (stage == "run")
     again = invoke(*words, "--wait")
     assert again.exit_code == 0
