@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import cluster_cli, finetune_cli, sweep_cli, tables_cli
+from pipelines import cluster_cli, finetune_cli, submit_cli, sweep_cli, tables_cli
 from pipelines.options import DataOption, VerboseOption, any_path, local_path
 from userrep.mirror import shown
 
@@ -27,6 +27,9 @@ app.add_typer(sweep_cli.app, name="sweep")
 app.add_typer(cluster_cli.app, name="cluster")
 app.add_typer(tables_cli.app, name="tables")
 app.command("finetune")(finetune_cli.finetune)
+# Options that it does not know are those of the command that it submits.
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit_cli.submit)
+app.add_typer(submit_cli.jobs, name="jobs")
 
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")

@@ -29,3 +29,7 @@ DataOption = Annotated[
     typer.Option("--data", "-d", parser=any_path, help="Path or s3:// of the raw data, for sources that read files."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's and MLflow's own messages.")]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Speak plain http to the job server of another machine; see cluster/README.md."),
+]

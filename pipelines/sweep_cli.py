@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.options import DataOption, VerboseOption, local_path
+from pipelines.options import DataOption, InsecureOption, VerboseOption, local_path
 from pipelines.sweep_schedule_cli import schedule
 from userrep.config import ConfigError
 
@@ -80,6 +80,7 @@ def run(
     job_python: Annotated[
         str, typer.Option("--job-python", help="With --jobs-address: interpreter on the cluster's machines.")
     ] = "python",
+    insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run the cells that are not finished, the most expensive first; then fit, and write the report."""
@@ -99,7 +100,7 @@ def run(
         if jobs_address:
             from pipelines.sweep_jobs import run_jobs
 
-            execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console)
+            execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console, insecure)
         outcome = sweep.run(planned, workdir, console, execute, retry_failed)
         sys.stdout.write(finish(planned, outcome, workdir, earlier, console) + "\n")
     if outcome.passed_over:
