@@ -131,6 +131,8 @@ def _quantisation(error: Mapping[str, float]) -> str:
 
 def _coverage(facts: Mapping[str, Any], entity: Entity) -> str:
     counts = {f"{entity.name}s in the table": facts["rows"], **(facts.get("coverage") or {}), **_refreshed(facts)}
+    if facts.get("erased"):
+        counts["erased since it was made"] = facts["erased"]
     lines = [f"| {_inline(what)} | {count:,} |" for what, count in counts.items()]
     return "\n".join(["## Coverage", "", f"| what | {entity.name}s |", "|---|---|", *lines])
 
