@@ -1,6 +1,7 @@
 """A refreshed table is the rebuilt one, bit for bit; only who has other input is encoded. Without Ray."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,34 @@ def test_a_user_has_the_same_bits_in_any_company(tmp_path: Path, dim: int) -> No
         torch.set_num_threads(threads)
         for name, vector in zip(group.user_ids.to_pylist(), vectors, strict=True):
             np.testing.assert_array_equal(vector, whole[name])
+
+
+@pytest.mark.slow
+def test_five_percent_of_changed_users_take_a_tenth_of_the_time(tmp_path: Path) -> None:
+    """One lane of eight shards of a thousand users, both ways in this process; the full rebuild reads the same files."""
+    rng = np.random.default_rng(0)
+    users = [
+        User(f"user {n}", "train", {s: [(f"i{i}", k) for k, i in enumerate(rng.zipf(1.3, 20) % 3000)] for s in (0, 1)})
+        for n in range(8000)
+    ]
+    shards = [[users[start : start + 1000]] for start in range(0, 8000, 1000)]
+    commit_shards(tmp_path / "yesterday", shards)
+    changed = set(rng.choice(8000, 400, replace=False).tolist())
+    for n in changed:
+        user = users[n]
+        users[n] = user._replace(histories={**user.histories, 1: [*user.histories[1], ("i77", 99)]})
+    commit_shards(tmp_path / "today", [[users[start : start + 1000]] for start in range(0, 8000, 1000)])
+    encoder = tmp_path / "encoder"
+    write_clue(encoder, dim=128)
+    full(tmp_path / "old", encoder, tmp_path / "yesterday", "float32", [], dim=128)
+    started = time.process_time()
+    rebuilt = full(tmp_path / "rebuilt", encoder, tmp_path / "today", "float32", [], dim=128)
+    full_s = time.process_time() - started
+    started = time.process_time()
+    entries, rows = refreshed(tmp_path / "new", encoder, tmp_path / "today", tmp_path / "old", "float32", 1)
+    new = finish(tmp_path / "new", encoder, entries, 128, "float32", [])
+    refresh_s = time.process_time() - started
+    assert json.loads(rows[0]["counts"]) == {"new": 0, "changed": 400, "unchanged": 7600, "removed": 0}
+    assert rows[0]["num_encoded"] == 400 + CONTROLS
+    assert new.facts["table_sha256"] == rebuilt.facts["table_sha256"]
+    assert refresh_s <= 0.1 * full_s, f"{refresh_s:.1f} s of {full_s:.1f} s"

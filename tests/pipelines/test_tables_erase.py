@@ -19,6 +19,7 @@ from pipelines.mlflow_store import local_tracking_uri
 from pipelines.tables_erase import LOG, StillThereError, run, tables_in
 from pipelines.tables_erase_cli import wanted_ids
 from tests.publishing.conftest import build_table
+from tests.support.registry import empty_database
 from tests.support.tokenized import User, write_shards
 from userrep.config import ConfigError
 from userrep.erasure.log import read_log
@@ -39,10 +40,17 @@ def commit(directory: Path, table: str, facts: dict, inputs: dict[str, str]) -> 
     )
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return empty_database(tmp_path_factory.mktemp("empty") / "mlflow.db")
+
+
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = tmp_path / "job"
+    root.mkdir()
+    shutil.copyfile(database, root / "mlflow.db")
     for table, kind in (("ingest", "shards_text"), ("shards", "shards")):
         facts = write_shards(root / table, [[USERS[:30], USERS[30:]]], has_tokens=kind == "shards")
         facts = [{**fact, "events": sum(len(user.histories[0]) for user in USERS)} for fact in facts]
@@ -125,7 +133,7 @@ def test_stages_stay_as_they_are(workdir: Path) -> None:
     assert all(report.is_skipped for report in job.reports)
 
 
-@pytest.mark.parametrize("kill_at", [0, 1, 3, 6, 9, 12])
+@pytest.mark.parametrize("kill_at", [1, 4, 9])
 def test_killed_and_run_again_it_completes(workdir: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int) -> None:
     replace, count = os.replace, [0]
 
