@@ -33,7 +33,6 @@ from userrep.publishing.client import opened
 from userrep.publishing.entity import USER
 from userrep.publishing.erase import erase_from_quality, erase_user_table, erase_versions, user_versions
 from userrep.publishing.quality import QUALITY_NAME
-from userrep.publishing.versions import TableVersion
 
 ERASURE = "erasure"  # directory of log and key in a working directory
 LOG = f"{ERASURE}/log.jsonl"
@@ -51,7 +50,7 @@ class Erasure:
 
     Attributes:
         rewritten: tables and versions that had any of the users, by name.
-        unknown: users that were nowhere.
+        unknown: users that are nowhere, and that no earlier erasure in this log has found.
         scan: of all files at the end.
     """
 
@@ -76,10 +75,14 @@ def run(ids: Sequence[str], workdir: Path, uri: str, *, verbose: bool = False) -
     """
     if not workdir.is_dir():
         raise ConfigError(f"there is no directory {workdir}: give the --workdir of a job")
-    log, values, found = ErasureLog(workdir / ERASURE, ids), pa.array(ids, pa.string()), set[str]()
+    log, values = ErasureLog(workdir / ERASURE, ids), pa.array(ids, pa.string())
     rewritten: dict[str, Rewritten] = {}
 
-    def note(name: str, what: Rewritten | None) -> None:
+    def before(name: str, directory: Path) -> None:
+        if users := _users_in(directory, values):  # before they go: a rerun must know that they were there
+            log.append("found", sorted(users), table=name)
+
+    def after(name: str, what: Rewritten | None) -> None:
         if what is not None:
             log.append("erased", table=name, **{**asdict(what), "files": what.files})
             rewritten[name] = what
@@ -88,19 +91,20 @@ def run(ids: Sequence[str], workdir: Path, uri: str, *, verbose: bool = False) -
         log.append("started")
         _clear(workdir)
         for directory in tables_in(workdir):
-            found |= _users_in(directory, values)
-            note(directory.relative_to(workdir).as_posix(), erase_table(directory, values, _eraser(directory)))
+            name = directory.relative_to(workdir).as_posix()
+            before(name, directory)
+            after(name, erase_table(directory, values, _eraser(directory)))
         _erase_loose_lines(workdir, values)
         if has_registry(uri):
-            _erase_published(workdir, uri, values, found, note, verbose)
+            _erase_published(workdir, uri, values, before, after, verbose)
         result = scan(_managed_files(workdir, uri, verbose), values)
         names = [str(path) for path in result.found]
         log.append("failed" if names else "proved", num_files=result.num_files, num_raw=result.num_raw, found=names)
         shutil.rmtree(workdir / ERASURE / "pending", ignore_errors=True)
     if names:
         raise StillThereError(f"{len(names)} files still hold an erased id, the first is {names[0]}; see {log.path}")
-    earlier = {one for record in read_log(log.path) if record["event"] == "erased" for one in record["users"]}
-    unknown = tuple(one for one in ids if one not in found and log.pseudonym(one) not in earlier)
+    known = {one for record in read_log(log.path) if record["event"] == "found" for one in record["users"]}
+    unknown = tuple(one for one in ids if log.pseudonym(one) not in known)
     return Erasure(rewritten, unknown, result)
 
 
@@ -150,7 +154,7 @@ def _users_in(directory: Path, ids: pa.Array) -> set[str]:
 
 def _clear(workdir: Path) -> None:
     """Ends what killed erasures have left, and removes what killed stages have: a stage begins anew in any case."""
-    for directory in interrupted(workdir):
+    for directory in interrupted(workdir, MAX_DEPTH):
         recover(directory)
     for suffix in ("staging", "superseded"):
         for left in workdir.glob(f".*.{suffix}"):
@@ -169,21 +173,17 @@ def _erase_published(
     workdir: Path,
     uri: str,
     ids: pa.Array,
-    found: set[str],
-    note: Callable[[str, Rewritten | None], None],
+    before: Callable[[str, Path], None],
+    after: Callable[[str, Rewritten | None], None],
     verbose: bool,
 ) -> None:
     """Erases users from all versions, and lets the job's own record of what it has published follow."""
-
-    def done(version: TableVersion, what: Rewritten) -> None:
-        note(f"{version.name}@v{version.version}", what)
-
     erase_versions(
         ids,
         tracking_uri=uri,
         scratch=workdir / ERASURE / "pending",
-        on_open=lambda directory: found.update(_users_in(directory, ids)),
-        on_done=done,
+        on_open=lambda version, directory: before(f"{version.name}@v{version.version}", directory),
+        on_done=lambda version, what: after(f"{version.name}@v{version.version}", what),
         verbose=verbose,
     )
     now = {(one.name, one.version): one.table_sha256 for one in user_versions(uri, verbose)}

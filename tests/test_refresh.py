@@ -16,7 +16,7 @@ from tests.support.ingested import draw_shards
 from tests.support.tokenized import Group, User, write_shards
 from tests.support.two_tower import make_items, make_model
 from userrep.data.views import merge_row_groups, read_row_group
-from userrep.inference import ShardEncoder, encode_users
+from userrep.inference import ShardEncoder, embed_shards, encode_users
 from userrep.manifest import FileEntry, Manifest, read_manifest, sha256_file, write_manifest
 from userrep.publishing.inputs import INPUTS_NAME, has_inputs
 from userrep.publishing.table import finish_table, verify_table, write_part
@@ -28,6 +28,7 @@ from userrep.refresh import (
     ShardRefresher,
     encoding_fact,
     rebuilt_counts,
+    refresh_shards,
     total,
     why_not,
 )
@@ -213,9 +214,33 @@ def test_a_user_has_the_same_bits_in_any_company(tmp_path: Path, dim: int) -> No
             np.testing.assert_array_equal(vector, whole[name])
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_ray_as_without(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    write_clue(encoder, is_taught=True)
+    before = draw_shards(3, num_users=80)
+    after, expected = next_day(before)
+    for day, shards in (("yesterday", before), ("today", after)):
+        commit_shards(tmp_path / day, shards)
+        (tmp_path / f"table of {day}").mkdir()
+        entries = embed_shards(
+            encoder, tmp_path / day, tmp_path / f"table of {day}", MAX_EVENTS, "float32", lambda *_: None
+        )
+        finish(tmp_path / f"table of {day}", encoder, entries, 8, "float32", ["gender", "age"])
+    (tmp_path / "new").mkdir()
+    progress: list[tuple[int, int, int]] = []
+    paths = [encoder, tmp_path / "today", tmp_path / "table of yesterday", tmp_path / "new"]
+    entries, counts, problem = refresh_shards(*paths, MAX_EVENTS, "float32", lambda *done: progress.append(done))
+    new = finish(tmp_path / "new", encoder, entries, 8, "float32", ["gender", "age"])
+    assert (counts, problem) == (expected, "")
+    assert new.facts["table_sha256"] == read_manifest(tmp_path / "table of today").facts["table_sha256"]
+    assert progress[-1][2] == new.facts["rows"]
+
+
 @pytest.mark.slow
 def test_five_percent_of_changed_users_take_a_tenth_of_the_time(tmp_path: Path) -> None:
-    """One lane of eight shards of a thousand users, both ways in this process; the full rebuild reads the same files."""
+    """One lane of eight shards of a thousand users, both ways in this process, in CPU seconds."""
     rng = np.random.default_rng(0)
     users = [
         User(f"user {n}", "train", {s: [(f"i{i}", k) for k, i in enumerate(rng.zipf(1.3, 20) % 3000)] for s in (0, 1)})

@@ -12,7 +12,7 @@ from tests.support.tokenized import Group, User, write_shards
 from userrep.data.assemble import users_file
 from userrep.data.erase import erase_shards
 from userrep.data.views import read_row_group
-from userrep.erasure.replace import erase_table, recover
+from userrep.erasure.replace import erase_table, interrupted, recover
 from userrep.manifest import Manifest, describe_file, read_manifest, verify_files, write_manifest
 
 QUARANTINED = '{"record": "user_id=user 3 item_id=i9"}\n{"record": "user_id=user 33 item_id=i9"}\n'
@@ -107,6 +107,9 @@ def test_killed_between_any_two_renames_the_table_is_whole(
         try:
             erase_table(tmp_path / "table", pa.array(["user 1"]), erase_shards)
         except KeyboardInterrupt:
+            assert interrupted(tmp_path) in ([], [tmp_path / "table"])
+            for nested in interrupted(tmp_path.parent, 2):
+                assert nested == tmp_path / "table"
             recover(tmp_path / "table")
             verify_files(tmp_path / "table", read_manifest(tmp_path / "table"))
     erase_table(tmp_path / "table", pa.array(["user 1"]), erase_shards)

@@ -48,7 +48,7 @@ def erase_all(uri: str, scratch: Path) -> dict[str, Rewritten]:
         IDS,
         tracking_uri=uri,
         scratch=scratch,
-        on_open=lambda _: None,
+        on_open=lambda *_: None,
         on_done=lambda version, what: done.update({f"{version.name}@v{version.version}": what}),
     )
     return done

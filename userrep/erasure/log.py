@@ -10,7 +10,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ class ErasureLog:
 
         Args:
             directory: where log and key lie; made if missing.
-            ids: of the users that are erased; every record is of these.
+            ids: of the users that are erased; a record is of all of them unless it says otherwise.
 
         Raises:
             ValueError: others than its owner can read the key, or it is no key.
@@ -47,9 +47,16 @@ class ErasureLog:
         """What stands for a user in the log, hex."""
         return hmac.new(self._key, user_id.encode(), hashlib.sha256).hexdigest()
 
-    def append(self, event: str, **values: Any) -> None:
-        """Adds a line, which is on disk when this returns."""
-        record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "users": self.pseudonyms}
+    def append(self, event: str, users: Iterable[str] | None = None, **values: Any) -> None:
+        """Adds a line, which is on disk when this returns.
+
+        Args:
+            event: what happened.
+            users: ids of those whom it concerns; None for all.
+            values: more of it, JSON-plain.
+        """
+        pseudonyms = self.pseudonyms if users is None else [self.pseudonym(one) for one in users]
+        record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "users": pseudonyms}
         line = json.dumps({**record, **values}, sort_keys=True) + "\n"
         with self.path.open("a+b") as stream:
             if stream.tell() and _last_byte(stream) != b"\n":

@@ -97,10 +97,10 @@ def recover(directory: Path) -> None:
     shutil.rmtree(superseded, ignore_errors=True)
 
 
-def interrupted(workdir: Path) -> list[Path]:
-    """Tables directly below a directory of which a killed erasure has left anything beside them."""
-    names = {path.name[1:].removesuffix(suffix) for suffix in SUFFIXES for path in workdir.glob(f".*{suffix}")}
-    return [workdir / name for name in sorted(names)]
+def interrupted(workdir: Path, max_depth: int = 1) -> list[Path]:
+    """Tables of which a killed erasure has left anything beside them, so many levels below a directory at most."""
+    left = [p for suffix in SUFFIXES for depth in range(max_depth) for p in workdir.glob("*/" * depth + f".*{suffix}")]
+    return sorted({path.with_name(path.stem.removeprefix(".")) for path in left})
 
 
 def erase_files(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-MAX_RAW_BYTES = 64 << 20  # a larger file is searched by its columns alone
+MAX_RAW_BYTES = 64 << 20  # the bytes of a larger file, of weights, are not searched
 MIN_RAW_CHARS = 6  # a shorter id, or a number, stands in any file by chance
 
 
@@ -34,10 +34,10 @@ class Scan:
 
 
 def scan(paths: Iterable[Path], ids: pa.Array) -> Scan:
-    """Searches files for ids: every column of strings of Parquet, every value of JSON, and the bytes of small files.
+    """Searches files for ids: every column of strings of Parquet with its statistics, every value of JSON, and bytes.
 
-    The bytes, e.g. statistics in the footer of a Parquet file, are searched for ids that cannot stand there by chance:
-    of six characters or more, not of digits alone.
+    Bytes are searched where a file is small and no Parquet, whose pages are compressed, for ids that cannot stand there
+    by chance: of six characters or more, not of digits alone.
 
     Args:
         paths: of the files.
@@ -47,7 +47,7 @@ def scan(paths: Iterable[Path], ids: pa.Array) -> Scan:
     num_files, num_raw, found = 0, 0, list[Path]()
     for path in paths:
         num_files += 1
-        is_small = raw is not None and path.stat().st_size <= MAX_RAW_BYTES
+        is_small = raw is not None and path.suffix != ".parquet" and path.stat().st_size <= MAX_RAW_BYTES
         num_raw += is_small
         if _holds(path, ids) or (raw is not None and is_small and raw.search(path.read_bytes())):
             found.append(path)
@@ -69,8 +69,11 @@ def _parquet_holds(path: Path, ids: pa.Array) -> bool:
         for column in range(file.metadata.num_columns):
             if file.schema.column(column).physical_type != "BYTE_ARRAY":
                 continue
-            name = file.schema.column(column).path
+            name, wanted = file.schema.column(column).path, set(ids.to_pylist())
             for group in range(file.num_row_groups):
+                bounds = file.metadata.row_group(group).column(column).statistics
+                if bounds is not None and bounds.has_min_max and {bounds.min, bounds.max} & wanted:
+                    return True
                 for chunk in file.read_row_group(group, columns=[name]).columns[0].chunks:
                     if _array_holds(chunk, ids):
                         return True
@@ -103,5 +106,5 @@ def _raw_pattern(ids: pa.Array) -> re.Pattern[bytes] | None:
     distinct = [one.encode() for one in ids.to_pylist() if len(one) >= MIN_RAW_CHARS and not one.isdigit()]
     if not distinct:
         return None
-    # Letters and digits beside it make it another id; length prefixes of Parquet are bytes that are neither.
+    # Letters and digits beside it make it another id.
     return re.compile(rb"(?<![A-Za-z0-9_-])(?:" + b"|".join(map(re.escape, distinct)) + rb")(?![A-Za-z0-9_-])")

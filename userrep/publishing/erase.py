@@ -78,7 +78,7 @@ def erase_versions(
     *,
     tracking_uri: str,
     scratch: Path,
-    on_open: Callable[[Path], None],
+    on_open: Callable[[TableVersion, Path], None],
     on_done: OnVersion,
     verbose: bool = False,
 ) -> list[TableVersion]:
@@ -90,7 +90,7 @@ def erase_versions(
         ids: of the users, strings.
         tracking_uri: address of the MLflow server, or an absolute database URI.
         scratch: where new files wait until they are in their place; the same in a rerun.
-        on_open: called with the directory of every version as it is.
+        on_open: called with every version and the directory of its files as they are.
         on_done: called when a version is without the users, where it had some.
         verbose: let MLflow log.
 
@@ -111,7 +111,7 @@ def erase_versions(
                 v for v in list_versions(version.name, tracking_uri=tracking_uri) if v.version == version.version
             )
         with opened(version, tracking_uri=tracking_uri, scratch=scratch, verbose=verbose) as directory:
-            on_open(directory)
+            on_open(version, directory)
             is_changed = _prepare(directory, pending, ids)
         if is_changed:
             _finish(version, pending, tracking_uri, on_done, verbose)
