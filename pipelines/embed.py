@@ -19,7 +19,7 @@ from userrep.publishing.quality import QUALITY_NAME
 from userrep.publishing.release import EVALUATED_FACT
 from userrep.publishing.table import finish_table
 from userrep.publishing.verify import BUCKETING_FACT, PART_NAME, table_manifest
-from userrep.refresh import encoding_fact, rebuilt_counts, refresh_shards, why_not
+from userrep.refresh import RefreshCounts, encoding_fact, rebuilt_counts, refresh_shards, why_not
 from userrep.training.encoders import open_encoder
 from userrep.training.settings import CluePretraining
 
@@ -101,6 +101,7 @@ def _encode(
     with table_directory(since, job.workdir, job.console.is_verbose) as old:
         manifest = table_manifest(old, USER)
         reason = why_not(manifest, encoder, shards, facts)
+        entries, counts = list[FileEntry](), RefreshCounts(0, 0, 0, 0)
         if not reason:
             with job.console.progress("embed", "users") as advance:
                 entries, counts, reason = refresh_shards(

@@ -189,9 +189,11 @@ def _erase_published(
     now = {(one.name, one.version): one.table_sha256 for one in user_versions(uri, verbose)}
     for directory in tables_in(workdir):
         manifest = read_manifest(directory)
-        key = (manifest.facts.get("name"), manifest.facts.get("version"))
-        if manifest.table == "published" and now.get(key, manifest.facts["sha256"]) != manifest.facts["sha256"]:
-            new: dict[str, Any] = {**manifest.facts, "sha256": now[key]}
+        if manifest.table != "published":
+            continue
+        sha256 = now.get((manifest.facts["name"], manifest.facts["version"]), manifest.facts["sha256"])
+        if sha256 != manifest.facts["sha256"]:
+            new: dict[str, Any] = {**manifest.facts, "sha256": sha256}
             write_manifest(directory, with_lineage(manifest.model_copy(update={"facts": new}), manifest))
 
 
