@@ -14,6 +14,7 @@ from pipelines.teach import encoder_table
 from userrep.data.pool import Pool, load_pool
 from userrep.data.sources.oracle import History, oracle_scores
 from userrep.data.sources.synthetic import SyntheticSource
+from userrep.data.views import Samples
 from userrep.evaluation.baselines import popularity_scores, random_scores, tfidf_scores, training_counts
 from userrep.evaluation.ranking import compare_retrieval, retrieval_hits
 from userrep.evaluation.retrieval import head_items, sliced_means
@@ -55,7 +56,7 @@ def run(job: Job) -> None:
         results["systems"] = list(hits)
         if isinstance(trained, TwoTowerEncoder):
             results["corpus"] = _corpus_retrieval(trained, pool, shards, facts["shards"])
-        results["slices"] = _slices(pool, hits["encoder"])
+        results["slices"] = slices_of(pool.samples, hits["encoder"])
         values = {f"test/recall_at_{k}": hits_P.tolist() for k, hits_P in hits["encoder"].items()}
         pq.write_table(quality_rows(pool.user_ids(), values), draft.directory / QUALITY_NAME)
         (draft.directory / RESULTS).write_text(json.dumps(results, indent=1))
@@ -69,14 +70,19 @@ def run(job: Job) -> None:
     job.run_stage("evaluate", TABLE, resolved, inputs, write)
 
 
-def _slices(pool: Pool, hits: dict[int, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Recall of users with few events and with many, by the median of the pool."""
-    events_P = pool.samples.anchor_lengths + pool.samples.positive_lengths
+def slices_of(samples: Samples, hits: dict[int, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Recall of users with few events and with many, by the median of the pool.
+
+    Args:
+        samples: one of each user, (P,).
+        hits: from `retrieval_hits`.
+    """
+    events_P = samples.anchor_lengths + samples.positive_lengths
     middle = int(np.median(events_P))
     slices = {f"up to {middle} events": events_P <= middle, f"more than {middle} events": events_P > middle}
     return {
         name: {
-            "users": float(is_in_P.sum()),
+            "users": int(is_in_P.sum()),
             **{f"recall_at_{k}": float(hit_P[is_in_P].mean()) for k, hit_P in hits.items()},
         }
         for name, is_in_P in slices.items()

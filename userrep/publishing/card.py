@@ -104,9 +104,13 @@ def _figures(heading: str, figures: Mapping[str, Mapping[str, float]]) -> str:
     what = "measure" if heading == "Quality" else "slice"
     lines = [f"| {what} | " + " | ".join(map(_inline, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
     for row, values in figures.items():
-        cells = [f"{values[column]:.4f}" if column in values else "-" for column in columns]
+        cells = [_figure(values.get(column)) for column in columns]
         lines.append(f"| {_inline(row)} | " + " | ".join(cells) + " |")
     return f"## {heading}\n\n" + "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _drift(drift: Mapping[str, Any], name: str) -> str:
