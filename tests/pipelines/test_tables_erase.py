@@ -154,7 +154,7 @@ def test_killed_and_run_again_it_completes(workdir: Path, monkeypatch: pytest.Mo
 
 
 def test_an_id_that_is_left_is_an_error_that_names_the_file(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (workdir / "shards" / "notes.md").write_text("asked about user-3 today")
+    (workdir / "published" / "notes.md").write_text("asked about user-3 today")
     with pytest.raises(StillThereError, match=r"1 files still hold an erased id, the first is .*notes\.md"):
         run(["user-3"], workdir, local_tracking_uri(workdir))
     assert read_log(workdir / LOG)[-1]["event"] == "failed"
