@@ -83,8 +83,30 @@ def _stage_command(stage: str) -> None:
     app.command(stage, help=STAGE_HELP[stage])(command)
 
 
+def _embed_command(
+    config: ConfigOption = "demo",
+    workdir: WorkdirOption = Path("jobs"),
+    data: DataOption = None,
+    overrides: SetOption = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            "--since", help="An earlier table, its directory or NAME@ALIAS: encode only users with new events since."
+        ),
+    ] = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """As other stages; the table is the same with and without --since."""
+    from pipelines.run import run_stage
+
+    run_stage(_job(config, workdir, data, overrides, verbose), "embed", since=since)
+
+
 for _stage in STAGE_HELP:
-    _stage_command(_stage)
+    if _stage == "embed":
+        app.command(_stage, help=STAGE_HELP[_stage])(_embed_command)
+    else:
+        _stage_command(_stage)
 
 
 @app.command()

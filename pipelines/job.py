@@ -96,7 +96,7 @@ class Job:
             inputs: tables that it reads; an absolute path names one of another job.
             write: fills the draft's directory and commits the draft.
         """
-        digests = {name: self.manifest(name).digest() for name in inputs}
+        digests = {name: self.manifest(name).lineage() for name in inputs}
         timing = self.workdir / ".timings" / f"{table}.txt"
         storage.refresh(timing)
         if (current := self._current(table, config, digests)) is not None:

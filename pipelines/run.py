@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines import embed, evaluate, ingest, pretrain, publish, teach, tokenize
 from pipelines.config import JobConfig
@@ -21,7 +21,7 @@ CONFIG_NAME, SUMMARY_NAME = "config.json", "summary.json"
 class Stage(NamedTuple):
     """A stage and the table that it writes."""
 
-    run: Callable[[Job], None]
+    run: Callable[..., None]
     table: str
 
 
@@ -42,8 +42,8 @@ def stages_of(config: JobConfig) -> dict[str, Stage]:
     return {name: stage for name, stage in STAGES.items() if name != "teach" or config.teach.questions}
 
 
-def run_stage(job: Job, stage: str) -> None:
-    """Runs one stage; its inputs must be there.
+def run_stage(job: Job, stage: str, **options: Any) -> None:
+    """Runs one stage, with the options that it alone has; its inputs must be there.
 
     Raises:
         ConfigError: the job has no tasks to teach.
@@ -52,7 +52,7 @@ def run_stage(job: Job, stage: str) -> None:
         raise ConfigError("teach.questions is empty: name at least one label or service that is to be taught")
     _open_workdir(job)
     with ray_session(job.console.is_verbose):
-        STAGES[stage].run(job)
+        STAGES[stage].run(job, **options)
 
 
 def run(job: Job) -> dict[str, object]:

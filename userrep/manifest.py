@@ -16,6 +16,7 @@ from userrep.schema import SCHEMA_VERSION
 
 MANIFEST_NAME = "manifest.json"
 HASH_CHUNK_BYTES = 1 << 20
+ERASED_FROM_FACT = "erased_from"  # digest of the manifest before the first erasure of users from the table
 
 
 class IncompleteTableError(ValueError):
@@ -63,6 +64,13 @@ class Manifest(Config):
     def digest(self) -> str:
         """Hex digest (12 characters) of everything that the manifest states, file hashes included."""
         return digest_json(self.model_dump(mode="json"))
+
+    def lineage(self) -> str:
+        """Digest by which the tables that were made from this one name it: that of the table as it was committed.
+
+        Erasing users from it changes its files, but does not put what was made from it out of date.
+        """
+        return self.facts.get(ERASED_FROM_FACT) or self.digest()
 
 
 def read_manifest(directory: Path) -> Manifest:
