@@ -276,7 +276,7 @@ def embed_items(
 def run_actors(
     actor: type, arguments: dict[str, Any], num_tasks: int, progress: Callable[[int, int, int], None]
 ) -> list[dict[str, Any]]:
-    """What several actors say of tasks 0 to num_tasks - 1, from `written`, as they are done; all files are here then."""
+    """What several actors say of tasks 0 to num_tasks - 1, from `written`; all files are here then."""
     actors = num_actors(num_tasks)
     dataset = ray.data.range(num_tasks, override_num_blocks=num_tasks).map(
         cast(Any, actor),  # a class is an actor; Ray's annotation knows functions only
