@@ -174,6 +174,9 @@ def steps(arguments: argparse.Namespace, precision: Precision, who: str) -> Call
     model = ours if who == "ours" else OfficialRecformer(ours)
     sides = official_sides(batch, ours.config, vocabulary)
     optimizer = build_optimizer(model, OptimConfig())
+    if who == "official":  # the same rates and decays; the kernel is torch's default, as in the official code
+        kept = ("params", "lr", "betas", "weight_decay")
+        optimizer = torch.optim.AdamW([{name: group[name] for name in kept} for group in optimizer.param_groups])
 
     def loss() -> torch.Tensor:
         if isinstance(model, Recformer):

@@ -23,11 +23,11 @@ def main(num_nodes: int) -> None:
     def raylet_pid(node) -> int:
         return node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
 
-    cpus = NUM_WORKERS if num_nodes == 1 else NUM_WORKERS // (num_nodes - 1)
+    cpus = NUM_WORKERS  # of every node that trains: room for one worker beside a whole CPU for the input
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": NUM_WORKERS if num_nodes == 1 else 0,
+            "num_cpus": cpus if num_nodes == 1 else 0,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         },

@@ -194,7 +194,7 @@ def _replace_node(run: Run, fault: Fault, result: Strike) -> None:
         return
     victim = nodes[int(fault.choice * len(nodes))]
     if run.rig.ask_cluster(f"replace {victim}") == "replaced":
-        result.what = f"node of raylet {victim} killed and replaced"
+        result.what = f"node of raylet {victim}, one of {len(nodes)} that train, killed and replaced"
 
 
 def _now_ms() -> int:

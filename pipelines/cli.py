@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import finetune_cli, sweep_cli, tables_cli
-from pipelines.options import DataOption, VerboseOption
+from pipelines import cluster_cli, finetune_cli, submit_cli, sweep_cli, tables_cli
+from pipelines.options import DataOption, VerboseOption, any_path, local_path
+from userrep.mirror import shown
 
 if TYPE_CHECKING:
     from pipelines.config import JobConfig
@@ -23,14 +24,28 @@ app = typer.Typer(
 )
 
 app.add_typer(sweep_cli.app, name="sweep")
+app.add_typer(cluster_cli.app, name="cluster")
 app.add_typer(tables_cli.app, name="tables")
 app.command("finetune")(finetune_cli.finetune)
+# Options that it does not know are those of the command that it submits.
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit_cli.submit)
+app.add_typer(submit_cli.jobs, name="jobs")
 
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="A named config (see `userrep show-config --list`) or a YAML/JSON file.")
 ]
 WorkdirOption = Annotated[
-    Path, typer.Option("--workdir", "-w", help="Where tables, runs and the report go. Rerunning continues there.")
+    Path,
+    typer.Option(
+        "--workdir",
+        "-w",
+        parser=any_path,
+        help="Path or s3:// for tables, runs and the report. Rerunning continues there.",
+    ),
+]
+LocalWorkdirOption = Annotated[
+    Path,
+    typer.Option("--workdir", "-w", parser=local_path, help="Where everything goes. Rerunning continues there."),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")
@@ -68,8 +83,30 @@ def _stage_command(stage: str) -> None:
     app.command(stage, help=STAGE_HELP[stage])(command)
 
 
+def _embed_command(
+    config: ConfigOption = "demo",
+    workdir: WorkdirOption = Path("jobs"),
+    data: DataOption = None,
+    overrides: SetOption = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            "--since", help="An earlier table, its directory or NAME@ALIAS: encode only users with new events since."
+        ),
+    ] = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """As other stages; the table is the same with and without --since."""
+    from pipelines.run import run_stage
+
+    run_stage(_job(config, workdir, data, overrides, verbose), "embed", since=since)
+
+
 for _stage in STAGE_HELP:
-    _stage_command(_stage)
+    if _stage == "embed":
+        app.command(_stage, help=STAGE_HELP[_stage])(_embed_command)
+    else:
+        _stage_command(_stage)
 
 
 @app.command()
@@ -95,7 +132,7 @@ def run(
         return
     summary = main_job.run(job)
     _print(summary)
-    job.console.say(f"report: {job.workdir / 'report.html'}")
+    job.console.say(f"report: {shown(job.workdir / 'report.html')}")
 
 
 @app.command()
@@ -103,7 +140,7 @@ def continual(
     config: Annotated[
         str, typer.Option("--config", "-c", help="smoke, synthetic, ml1m, ml1m_sampling, or a YAML/JSON file.")
     ],
-    workdir: WorkdirOption = Path("jobs"),
+    workdir: LocalWorkdirOption = Path("jobs"),
     data: DataOption = None,
     methods: Annotated[str, typer.Option("--methods", help="Comma-separated, e.g. teracon,hat; default: all.")] = "",
     order: Annotated[
@@ -229,7 +266,7 @@ def sync_tracking(workdir: WorkdirOption = Path("jobs"), tracking_uri: UriOption
 def chaos(
     kills: Annotated[int, typer.Option("--kills", min=1, help="Faults, one in each run.")] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Of the schedule of faults.")] = 0,
-    workdir: WorkdirOption = Path("jobs/chaos"),
+    workdir: LocalWorkdirOption = Path("jobs/chaos"),
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Of the Ray cluster; with several, nodes die.")] = 1,
 ) -> None:
     """Train under a seeded schedule of faults, and compare every run with one that nothing disturbed."""

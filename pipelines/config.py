@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from pipelines.continual_config import NOISE, MethodChoice
+from userrep import storage
 from userrep.config import Config, ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.data.ingest import IngestConfig
@@ -13,6 +14,7 @@ from userrep.data.shard_tasks import FIRST_TASK, Question, name_of
 from userrep.data.sources.catalog import SourceConfig
 from userrep.data.sources.synthetic import SyntheticSource
 from userrep.data.tokenizer import TokenizeConfig
+from userrep.mirror import object_name, shown
 from userrep.publishing.gate import GateConfig
 from userrep.schema import task_column
 from userrep.training.cells import TaskTraining
@@ -118,6 +120,7 @@ class JobConfig(Config):
             raise ConfigError(
                 f"--data is given, but source {self.source.kind!r} generates its data: use another --config"
             )
-        if not path.exists():
-            raise ConfigError(f"--data {path} does not exist")
+        storage.receive(path, "*")
+        if not path.exists() or (object_name(path) is not None and not any(path.iterdir())):
+            raise ConfigError(f"--data {shown(path)} does not exist")
         return self.with_overrides([f"source.path={path.resolve()}"])

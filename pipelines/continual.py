@@ -22,23 +22,26 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from pipelines.console import Console
 from pipelines.continual_config import ContinualJobConfig, default_order
 from pipelines.continual_report import outcome_metrics, write_continual_report
-from pipelines.continual_worker import FAILURE_NAME, teach_cells
+from pipelines.continual_worker import CELLS, FAILURE_NAME, teach_cells
 from pipelines.mlflow_store import tracking_uri
 from pipelines.session import ray_session
+from userrep import storage
 from userrep.config import ConfigError
 from userrep.continual.catalog import METHODS
 from userrep.data.tasks import TaskSet
 from userrep.evaluation.task_baselines import popularity_score
 from userrep.manifest import IncompleteTableError
+from userrep.mirror import shown
 from userrep.publishing.connection import RegistryError, check_uri
 from userrep.training.cells import Cell, CellResult, read_cell
 from userrep.training.fence import take_over
+from userrep.training.log_pieces import receive_log
 from userrep.training.replay import living_job, send_run
 from userrep.training.run_record import RECORD_NAME, RunRecord
 from userrep.training.tracking import SPOOL_NAME, MetricSpool, SpoolReader
 
 STAGE = CONTINUAL = "continual"  # the stage, and its directory
-CELLS, REPORT = "cells", "report"
+REPORT = "report"
 POLL_INTERVAL_S = 1.0
 
 
@@ -100,6 +103,7 @@ def run(
     tasks = config.build_tasks()
     console.say("continual: " + ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in tasks.facts.items() if n))
     directory = experiment_directory(config, tasks, workdir)
+    storage.receive(directory, f"{CELLS}/*/task-*")
     cells = plan(config, tasks, directory)
     left = [planned for planned in cells if not planned.is_complete]
     console.say(f"continual: {len(cells)} cells, {len(cells) - len(left)} of them finished before")
@@ -112,13 +116,14 @@ def run(
         if finished:
             popularity = {seed: _popularity(config, seed) for seed in {result.cell.seed for result in finished}}
             write_continual_report(finished, popularity, directory / REPORT)
+            storage.send(directory, f"{REPORT}/*")
             spool_outcome(directory, outcome_metrics(finished, default_order(tasks)))
         _send(directory, uri, workdir, console)
     failed = [planned for planned in left if not planned.is_complete]
     if failed:
         names = ", ".join(planned.name for planned in failed)
         raise RuntimeError(
-            f"continual: {len(failed)} cells have failed ({names}); see {FAILURE_NAME} in {directory / CELLS}"
+            f"continual: {len(failed)} cells have failed ({names}); see {FAILURE_NAME} in {shown(directory / CELLS)}"
         )
     return Experiment(cells, tasks, directory / REPORT)
 
@@ -172,7 +177,7 @@ def _recorded(config: ContinualJobConfig, left: list[Planned], directory: Path) 
                 if (planned.directory / SPOOL_NAME).exists():
                     _end_record(planned.directory, "FINISHED" if planned.is_complete else "FAILED")
                 else:  # not begun, so there is nothing to tell
-                    (planned.directory / RECORD_NAME).unlink()
+                    storage.remove(planned.directory / RECORD_NAME)
             _end_record(directory, "FINISHED")
 
 
@@ -207,7 +212,7 @@ def _train(config: ContinualJobConfig, left: list[Planned], directory: Path, len
         scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
         run_config=RunConfig(
             name=f"attempt-{job}",  # Ray Train must not restore anything
-            storage_path=str(directory / "ray"),
+            **storage.for_ray(directory / "ray"),
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=10),
         ),
     )
@@ -218,6 +223,10 @@ def _train(config: ContinualJobConfig, left: list[Planned], directory: Path, len
         raise RuntimeError(f"continual: worker {rank_} failed: {cause}; the same command goes on") from error
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"continual: the workers could not be started: {error}") from error
+    finally:
+        storage.receive(directory, f"{CELLS}/*/task-*", f"{CELLS}/*/{FAILURE_NAME}")
+        for planned in left:
+            receive_log(planned.directory / SPOOL_NAME)
 
 
 @contextmanager
@@ -277,6 +286,6 @@ def _send(directory: Path, uri: str, workdir: Path, console: Console) -> None:
         except RegistryError as error:
             console.say(
                 f"continual: MLflow does not have all runs ({error}); "
-                f"`userrep sync-tracking --workdir {workdir}` sends the rest"
+                f"`userrep sync-tracking --workdir {shown(workdir)}` sends the rest"
             )
             return

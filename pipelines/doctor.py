@@ -14,6 +14,9 @@ import psutil
 
 from pipelines.mlflow_store import local_tracking_uri
 from pipelines.mlflow_store import tracking_uri as choose_uri
+from userrep import storage
+from userrep.config import ConfigError
+from userrep.mirror import object_name, shown
 
 MIN_MEMORY_BYTES = 6 << 30  # what the demo takes
 MIN_DISK_BYTES = 5 << 30
@@ -96,6 +99,12 @@ def _shared_memory() -> Finding:
 
 
 def _storage(workdir: Path) -> Finding:
+    if object_name(workdir) is not None:
+        try:
+            storage.check(workdir)
+        except OSError as error:
+            return Finding("FAIL", "storage", str(error))
+        return Finding("OK", "storage", f"{shown(workdir)} can be written, read and deleted")
     existing = next(path for path in [workdir.resolve(), *workdir.resolve().parents] if path.exists())
     if not os.access(existing, os.W_OK):
         return Finding("FAIL", "storage", f"{existing} is not writable; choose another --workdir")
@@ -138,8 +147,11 @@ def _mlflow(workdir: Path, option: str | None, is_fixing: bool) -> list[Finding]
     from userrep.publishing.client import list_tables
     from userrep.publishing.connection import redacted
 
-    uri = choose_uri(workdir, option)
-    if uri == local_tracking_uri(workdir) and not (workdir / "mlflow.db").exists():
+    try:
+        uri = choose_uri(workdir, option)
+    except ConfigError as error:
+        return [Finding("FAIL", "mlflow", str(error))]
+    if object_name(workdir) is None and uri == local_tracking_uri(workdir) and not (workdir / "mlflow.db").exists():
         return [Finding("OK", "mlflow", "MLFLOW_TRACKING_URI is not set: a database in --workdir is used")]
     try:
         tables = list_tables(tracking_uri=uri)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.options import DataOption, VerboseOption
+from pipelines.options import DataOption, VerboseOption, local_path
 
 if TYPE_CHECKING:
     from userrep.training.finetune import FinetuneConfig
@@ -21,7 +21,9 @@ def finetune(
         Path, typer.Option("--from", help="Table of a pretrained Recformer: the `encoder` directory of its job.")
     ],
     config: Annotated[str, typer.Option("--config", "-c", help="A named config or a YAML/JSON file.")] = "parquet",
-    workdir: Annotated[Path, typer.Option("--workdir", "-w", help="Of the target data, tokenized.")] = Path("jobs"),
+    workdir: Annotated[
+        Path, typer.Option("--workdir", "-w", parser=local_path, help="Of the target data, tokenized.")
+    ] = Path("jobs"),
     data: DataOption = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Train nothing, evaluate what was pretrained.")

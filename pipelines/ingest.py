@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 from pipelines.job import Draft, Job
+from userrep import storage
 from userrep.config import ConfigError, digest_json
 from userrep.data.ingest import TooManyBadRecordsError, assemble_shards, check_bad_fraction, parse_source
 from userrep.data.parse import QUARANTINE, SPILL
+from userrep.mirror import shown
 
 TABLE = "ingest"
 MAX_SERVICES = 127  # int8 in the shards
@@ -14,7 +16,7 @@ MAX_SERVICES = 127  # int8 in the shards
 
 def run(job: Job) -> None:
     """Runs the stage."""
-    config, source = job.config.ingest, job.config.source
+    config, source, kept = job.config.ingest, job.config.source, job.workdir / QUARANTINE
 
     def write(draft: Draft) -> None:
         services = source.services()
@@ -25,19 +27,19 @@ def run(job: Job) -> None:
         try:
             with job.console.progress("ingest: reading", "records") as advance:
                 counts = parse_source(source, config.num_shards, draft.directory, advance)
-            check_bad_fraction(counts, config.max_bad_fraction, job.path("quarantine"))
+            check_bad_fraction(counts, config.max_bad_fraction, shown(kept))
             with job.console.progress("ingest: building shards", "events") as advance:
                 shards = assemble_shards(services, config, draft.directory, advance)
             counts["events"]["rejected"] += sum(shard["unknown_item"] for shard in shards)
-            check_bad_fraction(counts, config.max_bad_fraction, job.path("quarantine"))
+            check_bad_fraction(counts, config.max_bad_fraction, shown(kept))
         except TooManyBadRecordsError:
             _keep_quarantine(job, draft)
             raise
-        shutil.rmtree(draft.directory / SPILL, ignore_errors=True)
-        shutil.rmtree(job.path("quarantine"), ignore_errors=True)  # of an earlier, failed attempt
+        storage.remove(draft.directory / SPILL)
+        storage.remove(kept)  # of an earlier, failed attempt
         rejected = sum(count["rejected"] for count in counts.values())
         if rejected:
-            job.console.say(f"ingest: {rejected:,} bad records, see {job.path(TABLE) / QUARANTINE}")
+            job.console.say(f"ingest: {rejected:,} bad records, see {shown(job.workdir / TABLE)}, {QUARANTINE}")
         draft.commit(
             "shards_text",
             {
@@ -71,7 +73,9 @@ def raw_files_digest(job: Job) -> str:
 
 def _keep_quarantine(job: Job, draft: Draft) -> None:
     """The failed table goes, its rejected records stay for the user to read."""
-    kept = job.path("quarantine")
-    shutil.rmtree(kept, ignore_errors=True)
+    storage.receive(draft.directory, f"{QUARANTINE}/*")
+    kept = job.workdir / QUARANTINE
+    storage.remove(kept)
     shutil.move(draft.directory / QUARANTINE, kept)
     shutil.rmtree(draft.directory)
+    storage.send(job.workdir, f"{QUARANTINE}/*")

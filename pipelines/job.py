@@ -12,16 +12,8 @@ from typing import Any
 
 from pipelines.config import JobConfig
 from pipelines.console import Console
-from userrep.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-    IncompleteTableError,
-    Manifest,
-    describe_file,
-    read_manifest,
-    staged_directory,
-    write_manifest,
-)
+from userrep import storage, table_versions
+from userrep.manifest import FileEntry, IncompleteTableError, Manifest, describe_file, write_manifest
 
 
 @dataclass(frozen=True)
@@ -44,13 +36,14 @@ class Draft:
     inputs: dict[str, str]
 
     def commit(self, table: str, facts: dict[str, Any], rows: dict[str, int] | None = None) -> None:
-        """Hashes every file in the directory and writes the manifest.
+        """Hashes every file of the table, those that tasks elsewhere have sent too, and writes the manifest.
 
         Args:
             table: name of the kind of table.
             facts: table-specific facts; `rows` among them.
             rows: rows of the files where known, by relative path.
         """
+        storage.receive(self.directory, "*")
         files: tuple[FileEntry, ...] = tuple(
             describe_file(self.directory, path, (rows or {}).get(path.relative_to(self.directory).as_posix()))
             for path in sorted(self.directory.rglob("*"))
@@ -64,7 +57,10 @@ class Draft:
 
 @dataclass
 class Job:
-    """Runs stages in a working directory; one whose table is complete and made from the same things is skipped."""
+    """Runs stages in a working directory; one whose table is complete and made from the same things is skipped.
+
+    The working directory may be a mirror of one in object storage (`userrep/storage.py`).
+    """
 
     config: JobConfig
     workdir: Path
@@ -72,12 +68,12 @@ class Job:
     reports: list[StageReport] = field(default_factory=list)
 
     def path(self, table: str) -> Path:
-        """Directory of a table."""
-        return self.workdir / table
+        """Directory of a table, with all of it on this node."""
+        return table_versions.open_table(self.workdir / table)
 
     def manifest(self, table: str) -> Manifest:
         """Manifest of a committed table."""
-        return read_manifest(self.path(table))
+        return storage.manifest_of(table_versions.current(self.workdir / table))
 
     def plan(self, tables: dict[str, str]) -> dict[str, str]:
         """What a run would do with each stage, judged by which tables exist; nothing is written.
@@ -85,7 +81,7 @@ class Job:
         Args:
             tables: the table of every stage.
         """
-        exists = {stage: (self.path(table) / MANIFEST_NAME).is_file() for stage, table in tables.items()}
+        exists = {stage: self._find(table) is not None for stage, table in tables.items()}
         return {stage: "done; skipped if unchanged" if exists[stage] else "would run" for stage in tables}
 
     def run_stage(
@@ -100,8 +96,9 @@ class Job:
             inputs: tables that it reads; an absolute path names one of another job.
             write: fills the draft's directory and commits the draft.
         """
-        digests = {name: self.manifest(name).digest() for name in inputs}
+        digests = {name: self.manifest(name).lineage() for name in inputs}
         timing = self.workdir / ".timings" / f"{table}.txt"
+        storage.refresh(timing)
         if (current := self._current(table, config, digests)) is not None:
             seconds = float(timing.read_text()) if timing.is_file() else 0.0
             self.console.say(f"{stage}: complete and unchanged, skipped")
@@ -109,21 +106,25 @@ class Job:
             return
         self.console.say(f"{stage}: started")
         started = time.perf_counter()
-        with staged_directory(self.path(table)) as staging:
+        with table_versions.staged_table(self.workdir / table) as staging:
             write(Draft(staging, stage, config, digests))
         seconds = time.perf_counter() - started
         timing.parent.mkdir(exist_ok=True)
         timing.write_text(f"{seconds:.3f}")
+        storage.send(timing.parent, timing.name)
         rows = self.manifest(table).facts.get("rows", 0)
         self.console.say(f"{stage}: {rows:,} rows in {seconds:.1f} s")
         self.reports.append(StageReport(stage, seconds, rows, is_skipped=False))
 
     def _current(self, table: str, config: dict[str, Any], inputs: dict[str, str]) -> Manifest | None:
+        manifest = self._find(table)
+        return manifest if manifest and manifest.config == config and manifest.inputs == inputs else None
+
+    def _find(self, table: str) -> Manifest | None:
         try:
-            manifest = self.manifest(table)
+            return self.manifest(table)
         except IncompleteTableError:
             return None
-        return manifest if manifest.config == config and manifest.inputs == inputs else None
 
 
 def code_version() -> str:

@@ -4,6 +4,9 @@ import logging
 import os
 from pathlib import Path
 
+from userrep.config import ConfigError
+from userrep.mirror import object_name, shown
+
 
 def tracking_uri(workdir: Path, option: str | None = None) -> str:
     """Tracking and registry URI; absolute, because Ray workers change their directory.
@@ -16,7 +19,15 @@ def tracking_uri(workdir: Path, option: str | None = None) -> str:
 
 
 def local_tracking_uri(workdir: Path) -> str:
-    """URI of the SQLite database of a working directory."""
+    """URI of the SQLite database of a working directory.
+
+    Raises:
+        ConfigError: it is in object storage, which holds no database.
+    """
+    if object_name(workdir) is not None:
+        raise ConfigError(
+            f"{shown(workdir)} is in object storage, which holds no MLflow database: set MLFLOW_TRACKING_URI"
+        )
     return f"sqlite:///{workdir.resolve() / 'mlflow.db'}"
 
 

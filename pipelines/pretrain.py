@@ -6,7 +6,7 @@ Progress lives in `runs/<hash of config and data>/`, so the same command resumes
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -15,14 +15,17 @@ from typing import Any
 from pipelines import tokenize
 from pipelines.job import Draft, Job
 from pipelines.tracking import RUNS, tracked
+from userrep import storage
 from userrep.config import digest_json
 from userrep.data.features import VALUES_FILE, VOCABULARY_FILE
 from userrep.data.tokenizer import TOKENIZER_NAME
 from userrep.manifest import read_manifest
+from userrep.mirror import shown
 from userrep.models.clue import count_parameters
 from userrep.models.recformer import Recformer
 from userrep.training.checkpoint import BEST_METRIC, CHECKPOINTS, DAMAGED, MODEL_FILE, best_checkpoint
 from userrep.training.launch import train
+from userrep.training.log_pieces import receive_log
 from userrep.training.run_record import RunRecord
 from userrep.training.settings import open_training_stream
 from userrep.training.systems import open_system
@@ -30,6 +33,7 @@ from userrep.training.tracking import SPOOL_NAME, SpoolReader
 
 TABLE = "encoder"
 POLL_INTERVAL_S = 1.0
+LOG_INTERVAL_S = 5.0  # between looks into object storage
 
 
 def run(job: Job) -> None:
@@ -42,7 +46,7 @@ def run(job: Job) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         stream = open_training_stream(job.path(tokenize.TABLE), config)
         for source, coverage in zip(stream.directories, stream.plan.coverage(config.num_steps), strict=True):
-            job.console.say(f"pretrain: {source}: {coverage}")
+            job.console.say(f"pretrain: {shown(source)}: {coverage}")
         with tracked(job, run_dir, resolved), _progress(job, run_dir):
             train(job.path(tokenize.TABLE), run_dir, config, job.config.workers)
         _export(job, draft, run_dir)
@@ -52,6 +56,7 @@ def run(job: Job) -> None:
 
 
 def _export(job: Job, draft: Draft, run_dir: Path) -> None:
+    receive_log(run_dir / SPOOL_NAME)
     checkpoint = best_checkpoint(run_dir / CHECKPOINTS)
     assert checkpoint is not None, "a finished run has validated at its last step"
     shutil.copyfile(checkpoint / MODEL_FILE, draft.directory / MODEL_FILE)
@@ -83,8 +88,8 @@ def _export(job: Job, draft: Draft, run_dir: Path) -> None:
     )
     if (interval_s := checkpoint_interval_s(run_dir / SPOOL_NAME)) is not None:
         job.console.say(f"pretrain: a checkpoint was due every {interval_s:.1f} s, by what one costs")
-    if damaged := sorted((run_dir / CHECKPOINTS).glob(f"{DAMAGED}*")):
-        job.console.say(f"pretrain: {len(damaged)} damaged checkpoints were passed over, see {damaged[-1]}")
+    if damaged := list(storage.directories(run_dir / CHECKPOINTS, f"{DAMAGED}*")):
+        job.console.say(f"pretrain: {len(damaged)} damaged checkpoints were passed over, see {shown(damaged[-1])}")
 
 
 def training_curve(spool: Path) -> list[dict[str, Any]]:
@@ -135,6 +140,8 @@ def _progress(job: Job, run_dir: Path) -> Iterator[None]:
         validation, first_step = "", None
         with job.console.progress("pretrain", "users") as advance:
             while not stop.wait(POLL_INTERVAL_S):
+                with suppress(OSError):
+                    receive_log(run_dir / SPOOL_NAME, LOG_INTERVAL_S)
                 for point in reader.read():
                     metrics, step = point["metrics"], point["step"]
                     if first_step is None:
@@ -151,3 +158,5 @@ def _progress(job: Job, run_dir: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        with suppress(OSError):
+            receive_log(run_dir / SPOOL_NAME)  # for MLflow, also of a run that has failed

@@ -6,6 +6,8 @@ from pipelines import embed, evaluate, pretrain
 from pipelines.job import Draft, Job
 from pipelines.mlflow_store import artifact_root, tracking_uri
 from pipelines.tracking import run_id_of
+from userrep import table_versions
+from userrep.mirror import shown
 from userrep.publishing.client import pull
 from userrep.publishing.connection import redacted
 from userrep.publishing.release import release
@@ -70,6 +72,8 @@ def run_pull(job: Job) -> dict[str, object]:
     """
     config = job.config.publish
     reference = f"{config.name}@{config.alias}"
-    pulled = pull(reference, job.path(PULLED), tracking_uri=tracking_uri(job.workdir), verbose=job.console.is_verbose)
+    uri, target = tracking_uri(job.workdir), job.workdir / PULLED
+    with table_versions.staged_table(target, stages_itself=True) as directory:
+        pulled = pull(reference, directory, tracking_uri=uri, verbose=job.console.is_verbose)
     expected = job.manifest(TABLE).facts["sha256"]
-    return {"verified": pulled.manifest.facts["table_sha256"] == expected, "directory": str(pulled.directory)}
+    return {"verified": pulled.manifest.facts["table_sha256"] == expected, "directory": shown(target)}

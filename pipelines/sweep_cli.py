@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.options import DataOption, VerboseOption
+from pipelines.options import DataOption, InsecureOption, VerboseOption, local_path
 from pipelines.sweep_schedule_cli import schedule
 from userrep.config import ConfigError
 
@@ -18,7 +18,10 @@ ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="sweep_smoke, sweep_synthetic, sweep_amazon2014, or a YAML/JSON file.")
 ]
 WorkdirOption = Annotated[
-    Path, typer.Option("--workdir", "-w", help="Where data, cells and the report go. Rerunning continues there.")
+    Path,
+    typer.Option(
+        "--workdir", "-w", parser=local_path, help="Where data, cells and the report go. Rerunning continues there."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override, e.g. lanes.num_lanes=4. Repeatable.")
@@ -77,6 +80,7 @@ def run(
     job_python: Annotated[
         str, typer.Option("--job-python", help="With --jobs-address: interpreter on the cluster's machines.")
     ] = "python",
+    insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run the cells that are not finished, the most expensive first; then fit, and write the report."""
@@ -96,7 +100,7 @@ def run(
         if jobs_address:
             from pipelines.sweep_jobs import run_jobs
 
-            execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console)
+            execute = partial(run_jobs, planned, workdir, jobs_address, job_python, console, insecure)
         outcome = sweep.run(planned, workdir, console, execute, retry_failed)
         sys.stdout.write(finish(planned, outcome, workdir, earlier, console) + "\n")
     if outcome.passed_over:

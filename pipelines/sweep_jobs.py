@@ -13,6 +13,7 @@ import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipelines.console import Console
+from pipelines.job_server import connect
 from pipelines.sweep import replan
 from pipelines.sweep_cell import UnitRun, is_finished, peak_flops_per_s, run_unit
 from pipelines.sweep_plan import SweepPlan, Unit, planned_row
@@ -35,6 +36,7 @@ def run_jobs(
     address: str,
     python: str,
     console: Console,
+    is_insecure: bool,
     units: list[Unit],
     tell: Callable[[], object],
 ) -> list[str]:
@@ -49,18 +51,19 @@ def run_jobs(
         address: of the cluster's job server, e.g. http://127.0.0.1:8265.
         python: interpreter on the cluster's machines, with this package.
         console: for progress.
+        is_insecure: the job server may be spoken to in plain http on another machine.
         units: that are to be run.
         tell: is called now and then.
 
     Raises:
-        ConfigError: a cell needs several workers.
+        ConfigError: a cell needs several workers, or the job server may not be spoken to (`job_server.connect`).
     """
     lanes = plan.config.lanes
     if lanes.num_workers != 1:
         raise ConfigError(
             f"lanes.num_workers={lanes.num_workers}: a job runs a cell in one process; leave --jobs-address out"
         )
-    client = JobSubmissionClient(address)
+    client = connect(address, console, is_insecure=is_insecure).client
     known = {job.submission_id: job for job in client.list_jobs()}
     cell_ids = [planned.cell.cell_id for unit in units for planned in unit.cells]
     for cell_id in cell_ids:

@@ -1,20 +1,17 @@
 """A sweep that comes back: when, what and where, and its line in a crontab. Manifests are in `sweep_kubernetes.py`."""
 
-import re
 import shlex
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.cron import CronExpression, parse_cron
+from pipelines.kubernetes_config import MAX_NAME_CHARS, NAME
+from pipelines.rendered_text import check_text, texts_of
 from pipelines.sweep_recurring import RecurringSweep
 from userrep.config import Config
 
-NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
-# KubeRay makes names of at most 47 characters from that of a RayJob, and a RayCronJob adds six to its own.
-MAX_NAME_CHARS = 40
-CREDENTIALS_IN_URI = re.compile(r"://[^/\s]*@")
 LOCK, LOG = ".schedule.lock", "schedule.log"
 STATUS_LOCKED = 75  # EX_TEMPFAIL of sysexits.h; sweeps end with 0, 1 or 2
 
@@ -57,30 +54,6 @@ class ScheduleConfig(Config):
     def expression(self) -> CronExpression:
         """The parsed `cron`."""
         return parse_cron(self.cron)
-
-
-def texts_of(value: Any) -> list[str]:
-    """All texts in plain values, keys left out."""
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in texts_of(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in texts_of(item)]
-    return [value] if isinstance(value, str) else []
-
-
-def check_text(text: str) -> None:
-    """Refuses what must not, or cannot, stand in a crontab or a manifest.
-
-    Raises:
-        ValueError: credentials in a URI (which the message does not repeat), or a control character.
-    """
-    if CREDENTIALS_IN_URI.search(text):
-        raise ValueError(
-            "a URI holds credentials before its host, which would be readable in the schedule; leave them out and give "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in a Kubernetes secret or a crontab's --env-file"
-        )
-    if not text.isprintable():
-        raise ValueError(f"{text!r} holds a control character or a line break; a schedule has one line for it")
 
 
 def render_crontab(schedule: ScheduleConfig, python: str, env_file: str | None = None) -> str:

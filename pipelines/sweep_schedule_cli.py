@@ -43,8 +43,8 @@ def schedule(
     out: Annotated[Path | None, typer.Option("--out", help="Directory to write to, instead of printing.")] = None,
 ) -> None:
     """Render a sweep that comes back with new data: a crontab's line, or a Kubernetes CronJob that creates a RayJob."""
+    from pipelines.kubernetes_config import KubernetesConfig
     from pipelines.sweep_kubernetes import render_kubernetes
-    from pipelines.sweep_kubernetes_config import KubernetesConfig
     from pipelines.sweep_schedule import ScheduleConfig, render_crontab
 
     is_cron = target == "cron"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.options import VerboseOption
+from pipelines.tables_erase_cli import erase
 from userrep.config import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from userrep.publishing.versions import TableVersion
 
 app = typer.Typer(help="Published tables: versions, aliases, differences.", no_args_is_help=True)
+app.command("erase")(erase)
 
 ReferenceArgument = Annotated[str, typer.Argument(help="NAME@ALIAS, NAME@v12 or NAME/12.")]
 WorkdirOption = Annotated[

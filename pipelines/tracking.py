@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.mlflow_store import tracking_uri
+from userrep import storage
+from userrep.mirror import shown
 from userrep.publishing.connection import RegistryError, check_uri, connect, redacted
 from userrep.training.fence import patiently
 from userrep.training.follower import Follower
+from userrep.training.log_pieces import receive_log
 from userrep.training.replay import RunBusyError, find_run, living_job, send_run
 from userrep.training.run_record import RECORD_NAME, RunRecord
+from userrep.training.tracking import SPOOL_NAME
 
 if TYPE_CHECKING:  # `userrep sync-tracking` starts without torch and ray
     from pipelines.job import Job
@@ -51,7 +55,8 @@ def tracked(job: "Job", run_dir: Path, config: dict[str, Any]) -> Iterator[None]
             if reason is not None:
                 job.console.say(
                     f"pretrain: MLflow does not have all metrics ({reason}); "
-                    f"they are in {run_dir}, and `userrep sync-tracking --workdir {job.workdir}` sends the rest"
+                    f"they are in {shown(run_dir)}, and "
+                    f"`userrep sync-tracking --workdir {shown(job.workdir)}` sends the rest"
                 )
 
 
@@ -64,10 +69,12 @@ def sync(workdir: Path, uri: str) -> Iterator[tuple[bool, str]]:
     Raises:
         RegistryError: there is no run.
     """
+    storage.receive(workdir, *(f"{place}/{RECORD_NAME}" for place in RUN_PLACES))
     run_dirs = [path.parent for place in RUN_PLACES for path in sorted(workdir.glob(f"{place}/{RECORD_NAME}"))]
     if not run_dirs:
-        raise RegistryError(f"there is no run in {workdir}: pass the --workdir of the job that has trained")
+        raise RegistryError(f"there is no run in {shown(workdir)}: pass the --workdir of the job that has trained")
     for run_dir in run_dirs:
+        receive_log(run_dir / SPOOL_NAME)
         try:
             sent = send_run(run_dir, uri, waits=False)
         except RunBusyError as error:
@@ -94,17 +101,21 @@ def run_id_of(job: "Job", name: str, key: str) -> str:
     try:
         with connect(uri, create=True) as client:
             run_id = find_run(client, job.config.publish.experiment, key)
+        storage.refresh(run_dir / RECORD_NAME)
         if run_id is None and (run_dir / RECORD_NAME).is_file():
+            receive_log(run_dir / SPOOL_NAME)
             job.console.say(f"publish: sending training run {name} to MLflow first")
             run_id = send_run(run_dir, uri, waits=True).run_id  # its job's own process may be about to
     except RegistryError as error:
         raise RegistryError(
             f"a table is published under its training run ({name}), which could not be found in MLflow: {error}. "
-            f"When MLflow answers, `userrep sync-tracking --workdir {job.workdir}` sends the run; then publish again"
+            f"When MLflow answers, `userrep sync-tracking --workdir {shown(job.workdir)}` sends the run; then publish "
+            "again"
         ) from error
     if run_id is None:
         raise RegistryError(
-            f"training run {name} is not in MLflow, and {run_dir}, from which it could be sent, is gone: "
-            f"remove {job.workdir / 'encoder'} and train again, or set MLFLOW_TRACKING_URI to the MLflow that has it"
+            f"training run {name} is not in MLflow, and {shown(run_dir)}, from which it could be sent, is gone: "
+            f"remove {shown(job.workdir / 'encoder')} and train again, or set MLFLOW_TRACKING_URI to the MLflow that "
+            "has it"
         )
     return run_id

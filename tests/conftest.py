@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.object_store import ObjectStore, address_of_this_session
+
+os.environ |= address_of_this_session()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Ray Data 2.60 sets its own deprecated fields when its DataContext is made.
@@ -29,6 +33,19 @@ def empty_mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with connect(f"sqlite:///{path}", create=True) as client:
         client.search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[ObjectStore]:
+    with ObjectStore() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(_object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket, `s3://NAME`, and a node of its own: a scratch directory that is empty."""
+    monkeypatch.setenv("USERREP_SCRATCH", str(tmp_path / "scratch"))
+    return _object_store.make_bucket()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Checkpoint -> user vectors, and those of items, part by part, with Ray Data actors that load the encoder once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from ray.data import ActorPoolStrategy
 
+from userrep import storage
 from userrep.continual.catalog import build_method
 from userrep.continual.network import TaskSpec
 from userrep.data.assemble import NO_TIME, users_file
+from userrep.data.input_digests import input_digests
 from userrep.data.parse import ITEMS
 from userrep.data.task_builder import left_padded, places_from_end
 from userrep.data.tokenizer import check_digest
@@ -24,9 +26,12 @@ from userrep.data.views import RowGroup, all_histories, read_row_group
 from userrep.manifest import FileEntry, read_manifest
 from userrep.models.clue import Clue, ClueConfig
 from userrep.models.clue_backbone import ClueBackbone
+from userrep.models.row_stable import RowStable
 from userrep.publishing.entity import ITEM
+from userrep.publishing.inputs import INPUTS, write_inputs
 from userrep.publishing.table import bucket_of, write_part
 from userrep.publishing.vectors import rows_dtype
+from userrep.publishing.verify import PART_NAME
 from userrep.schema import item_embeddings, task_column, user_embeddings
 from userrep.training.cells import METHOD_FILE
 from userrep.training.checkpoint import load_model
@@ -36,11 +41,15 @@ from userrep.training.encoding import encode_items
 
 @torch.no_grad()
 def encode_users(encoder: TrainedEncoder, group: RowGroup, max_events: int) -> np.ndarray:
-    """One vector per user, float32 (N, D), L2 norm 1: the mean of the vectors of the user's histories, normalised."""
-    history_HD = encoder.encode_histories(all_histories(group, max_events))
+    """One vector per user, float32 (N, D), L2 norm 1: the mean of the vectors of the user's histories, normalised.
+
+    Where the encoder `is_row_stable`, a user has the same vector, bit for bit, in any company.
+    """
     user_H = torch.from_numpy(np.repeat(np.arange(len(group.keys)), np.diff(group.user_offsets)))
-    user_ND = torch.zeros(len(group.keys), history_HD.shape[1]).index_add_(0, user_H, history_HD)
-    return F.normalize(user_ND, dim=-1).numpy()
+    with RowStable():
+        history_HD = encoder.encode_histories(all_histories(group, max_events))
+        user_ND = torch.zeros(len(group.keys), history_HD.shape[1]).index_add_(0, user_H, history_HD)
+        return F.normalize(user_ND, dim=-1).numpy()
 
 
 ENCODE_ITEMS = 1024  # items whose texts are tokenized at once
@@ -51,6 +60,7 @@ class TaskVectors:
 
     Attributes:
         tasks: names of the tasks that have vectors of their own, all but the universal one.
+        max_items: most recent items of a user that they read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,20 +73,21 @@ class TaskVectors:
         self._method.make_room(specs)
         load_model(directory / METHOD_FILE, self._method)
         self._method.eval()
-        self._max_items = manifest.config["teach"]["max_items"]
+        self.max_items = manifest.config["teach"]["max_items"]
         self.tasks = tuple(spec.name for spec in specs[1:])
 
     @torch.no_grad()
     def encode(self, model: Clue, group: RowGroup) -> dict[str, np.ndarray]:
-        """By task one vector per user, float32 (N, D), L2 norm 1."""
-        item_UD = encode_items(model, group.tokens, group.token_offsets)
-        for backbone in self._backbones:
-            backbone.item_VD = torch.cat([torch.zeros_like(item_UD[:1]), item_UD])
-        items_NL = torch.from_numpy(recent_items(group, self._max_items)).long()
-        return {
-            name: F.normalize(self._method.vectors(items_NL, number), dim=-1).numpy()
-            for number, name in enumerate(self.tasks, 1)
-        }
+        """By task one vector per user, float32 (N, D), L2 norm 1; bit for bit the same in any company."""
+        items_NL = torch.from_numpy(recent_items(group, self.max_items)).long()
+        with RowStable():
+            item_UD = encode_items(model, group.tokens, group.token_offsets)
+            for backbone in self._backbones:
+                backbone.item_VD = torch.cat([torch.zeros_like(item_UD[:1]), item_UD])
+            return {
+                name: F.normalize(self._method.vectors(items_NL, number), dim=-1).numpy()
+                for number, name in enumerate(self.tasks, 1)
+            }
 
     def _new_backbone(self, config: ClueConfig) -> ClueBackbone:
         """One whose item table is that of the row group at hand."""
@@ -107,46 +118,83 @@ def embedding_rows(group: RowGroup, vectors: np.ndarray, dtype: str, task_vector
         dtype: of the table.
         task_vectors: by task, (N, D) each.
     """
-    event_starts = group.history_offsets[group.user_offsets]
+    facts = event_facts(group)
     columns = {
-        "user_id": group.user_ids,
+        **{name: facts[name] for name in facts.schema.names},
         "embedding": _vector_column(vectors, dtype),
-        "num_events": pa.array(np.diff(event_starts).astype(np.int32)),
-        "last_time": _last_times(group),
         **{task_column(name): _vector_column(values, dtype) for name, values in task_vectors.items()},
     }
     schema = user_embeddings(vectors.shape[1], dtype, tuple(task_vectors))
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
+def event_facts(group: RowGroup | None) -> pa.Table:
+    """The columns of a table of users that no encoder makes: `user_id`, `num_events`, `last_time`; None has no rows."""
+    schema = pa.schema([user_embeddings(1, "float32").field(name) for name in ("user_id", "num_events", "last_time")])
+    if group is None:
+        return schema.empty_table()
+    num_events = np.diff(group.history_offsets[group.user_offsets]).astype(np.int32)
+    return pa.table([group.user_ids, pa.array(num_events), _last_times(group)], schema=schema)
+
+
 def _vector_column(vectors: np.ndarray, dtype: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.dtype(dtype)).ravel()), vectors.shape[1])
 
 
+class UserEncoder:
+    """All that makes rows of a table of users from row groups: the encoder, and the tasks that it was taught."""
+
+    def __init__(self, encoder: Path, max_events: int, dtype: str) -> None:
+        """Args: encoder is the directory of its table; max_events of each history; dtype of the table."""
+        encoder = storage.fetch(encoder)
+        self._encoder = open_encoder(encoder)
+        self._tasks = TaskVectors(encoder) if is_taught(encoder) else None
+        self._max_events, self.dtype = max_events, dtype
+        tasks = self._tasks.tasks if self._tasks else ()
+        self.schema = user_embeddings(self._encoder.dim, rows_dtype(dtype), tasks)
+
+    def rows(self, group: RowGroup) -> pa.Table:
+        """Rows of `schema` for the users of a row group."""
+        vectors, task_vectors = encode_users(self._encoder, group, self._max_events), {}
+        if self._tasks:
+            assert isinstance(self._encoder.model, Clue), "no other encoder is taught tasks"
+            task_vectors = self._tasks.encode(self._encoder.model, group)
+        return embedding_rows(group, vectors, rows_dtype(self.dtype), task_vectors)
+
+    def inputs(self, group: RowGroup) -> pa.Table:
+        """A digest of what was read of every user, with the columns of `inputs.INPUTS`."""
+        recent_NL = recent_items(group, self._tasks.max_items) if self._tasks else None
+        digests = input_digests(group, self._max_events, by_id=self._encoder.reads_ids, recent_NL=recent_NL)
+        return pa.table({"user_id": group.user_ids, "digest": pa.array(digests)})
+
+
 class ShardEncoder:
-    """Ray Data actor: a shard number in, the entry of the table part that it wrote out."""
+    """Ray Data actor: a shard number in, the entries of the files that it wrote out."""
 
     def __init__(self, encoder: str, shards: str, target: str, max_events: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._encoder = open_encoder(Path(encoder))
-        self._task_vectors = TaskVectors(Path(encoder)) if is_taught(Path(encoder)) else None
-        self._shards, self._target = Path(shards), Path(target)
-        self._max_events, self._dtype, self._rows_dtype = max_events, dtype, rows_dtype(dtype)
+        self._encoder = UserEncoder(Path(encoder), max_events, dtype)
+        self._shards, self._target, self._dtype = storage.fetch(Path(shards)), Path(target), dtype
+        self._target.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Encodes all users of a shard; memory is bounded by the shard's vectors plus one row group."""
         shard = int(row["id"])
-        tasks = self._task_vectors.tasks if self._task_vectors else ()
-        parts = [user_embeddings(self._encoder.dim, self._rows_dtype, tasks).empty_table()]
+        parts, inputs = [self._encoder.schema.empty_table()], [INPUTS.empty_table()]
         for number in range(pq.ParquetFile(self._shards / users_file(shard)).num_row_groups):
             group = read_row_group(self._shards, shard, number)
-            vectors, task_vectors = encode_users(self._encoder, group, self._max_events), {}
-            if self._task_vectors:
-                assert isinstance(self._encoder.model, Clue), "no other encoder is taught tasks"
-                task_vectors = self._task_vectors.encode(self._encoder.model, group)
-            parts.append(embedding_rows(group, vectors, self._rows_dtype, task_vectors))
+            parts.append(self._encoder.rows(group))
+            inputs.append(self._encoder.inputs(group).cast(INPUTS))
         entry = write_part(self._target, shard, pa.concat_tables(parts), dtype=self._dtype)
-        return {"shard": shard, "entry": json.dumps(entry.model_dump(mode="json"))}
+        entries = [entry, write_inputs(self._target, shard, pa.concat_tables(inputs))]
+        storage.send(self._target, *(one.path for one in entries))
+        return written(entries)
+
+
+def written(entries: Sequence[FileEntry], **values: Any) -> dict[str, Any]:
+    """What an actor says of the files that it wrote, as a row of Ray Data."""
+    rows = sum(entry.rows or 0 for entry in entries if PART_NAME.fullmatch(entry.path))
+    return {"rows": rows, "entries": json.dumps([entry.model_dump(mode="json") for entry in entries]), **values}
 
 
 def is_taught(encoder: Path) -> bool:
@@ -157,7 +205,7 @@ def is_taught(encoder: Path) -> bool:
 def embed_shards(
     encoder: Path, shards: Path, target: Path, max_events: int, dtype: str, progress: Callable[[int, int, int], None]
 ) -> list[FileEntry]:
-    """Writes one table part per shard. Returns their entries, in shard order.
+    """Writes one table part per shard, and beside it what its users were encoded from. Returns entries of all files.
 
     Raises:
         TokenizerMismatchError: the shards were made with another tokenizer than the encoder.
@@ -174,7 +222,7 @@ def embed_shards(
         "max_events": max_events,
         "dtype": dtype,
     }
-    return _run_actors(ShardEncoder, arguments, num_shards, progress)
+    return entries_of(run_actors(ShardEncoder, arguments, num_shards, progress))
 
 
 class CatalogueEncoder:
@@ -182,9 +230,10 @@ class CatalogueEncoder:
 
     def __init__(self, encoder: str, ingest: str, target: str, num_parts: int, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        trained = open_encoder(Path(encoder))
+        trained = open_encoder(storage.fetch(Path(encoder)))
         assert isinstance(trained, ItemEncoder), "the stage asks for items of such encoders alone"
-        self._encoder, self._ingest, self._target = trained, Path(ingest), Path(target)
+        self._encoder, self._ingest, self._target = trained, storage.fetch(Path(ingest)), Path(target)
+        self._target.mkdir(parents=True, exist_ok=True)
         self._num_parts, self._dtype = num_parts, dtype
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +252,8 @@ class CatalogueEncoder:
             column = _vector_column(vectors, rows_dtype(self._dtype))
             parts.append(pa.table([pa.array(part, pa.string()), column], schema=schema))
         entry = write_part(self._target, bucket, pa.concat_tables(parts), ITEM, self._dtype)
-        return {"shard": bucket, "entry": json.dumps(entry.model_dump(mode="json"))}
+        storage.send(self._target, entry.path)
+        return written([entry])
 
 
 def embed_items(
@@ -220,26 +270,41 @@ def embed_items(
         progress: called in the driver as parts are done.
     """
     arguments = {"encoder": str(encoder), "ingest": str(ingest), "target": str(target), "dtype": dtype}
-    return _run_actors(CatalogueEncoder, {**arguments, "num_parts": num_parts}, num_parts, progress)
+    return entries_of(run_actors(CatalogueEncoder, {**arguments, "num_parts": num_parts}, num_parts, progress))
 
 
-def _run_actors(
-    actor: type, arguments: dict[str, Any], num_parts: int, progress: Callable[[int, int, int], None]
-) -> list[FileEntry]:
-    """Entries of the parts 0 to num_parts - 1, each written by one of several actors."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    actors = min(max(1, cpus - 1), num_parts)  # one CPU stays free for the tasks that feed the actors
-    dataset = ray.data.range(num_parts, override_num_blocks=num_parts).map(
+def run_actors(
+    actor: type, arguments: dict[str, Any], num_tasks: int, progress: Callable[[int, int, int], None]
+) -> list[dict[str, Any]]:
+    """What several actors say of tasks 0 to num_tasks - 1, from `written`; all files are here then."""
+    actors = num_actors(num_tasks)
+    dataset = ray.data.range(num_tasks, override_num_blocks=num_tasks).map(
         cast(Any, actor),  # a class is an actor; Ray's annotation knows functions only
-        fn_constructor_kwargs={**arguments, "threads": max(1, cpus // actors)},
+        fn_constructor_kwargs={**arguments, "threads": max(1, _num_cpus() // actors)},
         compute=ActorPoolStrategy(size=actors),
         num_cpus=1,
     )
-    entries: dict[int, FileEntry] = {}
+    done: list[dict[str, Any]] = []
     for row in dataset.iter_rows():
-        entries[int(row["shard"])] = FileEntry.parse(json.loads(row["entry"]))
-        progress(len(entries), num_parts, sum(entry.rows or 0 for entry in entries.values()))
-    return [entries[part] for part in range(num_parts)]
+        done.append(row)
+        progress(len(done), num_tasks, sum(int(one["rows"]) for one in done))
+    storage.receive(Path(arguments["target"]), "part-*", "inputs-*")
+    return done
+
+
+def num_actors(num_tasks: int) -> int:
+    """Actors that share so many tasks; one CPU stays free for the tasks that feed them."""
+    return min(max(1, _num_cpus() - 1), num_tasks)
+
+
+def entries_of(done: Sequence[dict[str, Any]]) -> list[FileEntry]:
+    """Entries of all files that actors have written, by path."""
+    entries = [FileEntry.parse(values) for row in done for values in json.loads(row["entries"])]
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def _num_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def _last_times(group: RowGroup) -> pa.Array:

@@ -16,6 +16,7 @@ from userrep.schema import SCHEMA_VERSION
 
 MANIFEST_NAME = "manifest.json"
 HASH_CHUNK_BYTES = 1 << 20
+ERASED_FROM_FACT = "erased_from"  # digest of the manifest before the first erasure of users from the table
 
 
 class IncompleteTableError(ValueError):
@@ -64,6 +65,13 @@ class Manifest(Config):
         """Hex digest (12 characters) of everything that the manifest states, file hashes included."""
         return digest_json(self.model_dump(mode="json"))
 
+    def lineage(self) -> str:
+        """Digest by which the tables that were made from this one name it: that of the table as it was committed.
+
+        Erasing users from it changes its files, but does not put what was made from it out of date.
+        """
+        return self.facts.get(ERASED_FROM_FACT) or self.digest()
+
 
 def read_manifest(directory: Path) -> Manifest:
     """Reads the manifest of a committed table.
@@ -76,18 +84,33 @@ def read_manifest(directory: Path) -> Manifest:
         raise IncompleteTableError(
             f"{directory} holds no {MANIFEST_NAME}: run (or rerun) the stage that writes this table"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, origin: str) -> Manifest:
+    """Reads what a manifest holds.
+
+    Args:
+        content: of the file.
+        origin: where it lies, for the message.
+
+    Raises:
+        IncompleteTableError: it is not readable.
+    """
     try:
-        manifest = Manifest.parse(json.loads(path.read_text()))
+        manifest = Manifest.parse(json.loads(content))
     except (ValueError, RecursionError) as error:  # also of text that is no JSON, and of numbers of 5,000 digits
-        raise IncompleteTableError(f"{path} is damaged ({error}); delete the directory and rerun its stage") from error
+        raise IncompleteTableError(
+            f"{origin} is damaged ({error}); delete the directory and rerun its stage"
+        ) from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise IncompleteTableError(
-            f"{path} has schema version {manifest.schema_version}, this code reads {SCHEMA_VERSION}: rerun its stage"
+            f"{origin} has schema version {manifest.schema_version}, this code reads {SCHEMA_VERSION}: rerun its stage"
         )
     paths = [entry.path for entry in manifest.files]
     if len(set(paths)) < len(paths):
         twice = next(one for one in paths if paths.count(one) > 1)
-        raise IncompleteTableError(f"{path} lists {twice!r} twice; delete the directory and rerun its stage")
+        raise IncompleteTableError(f"{origin} lists {twice!r} twice; delete the directory and rerun its stage")
     return manifest
 
 

@@ -18,7 +18,7 @@ from userrep.training.settings import RecformerPretraining, TwoTowerPretraining
 
 DATA = Path("data")  # replaced by --data
 WORLD = SyntheticSource(num_users=800, num_items=500)
-FEW = IngestConfig(num_shards=2, row_group_size=256)
+ONE = IngestConfig(num_shards=1, row_group_size=256)  # so one actor embeds: half of a smoke run is starts of processes
 
 
 def recformer_smoke() -> JobConfig:
@@ -29,7 +29,7 @@ def recformer_smoke() -> JobConfig:
     return JobConfig(
         name="recformer_smoke",
         source=WORLD,
-        ingest=FEW,
+        ingest=ONE,
         tokenize=TokenizeConfig(vocab_size=512, attributes=KeyValueConfig(max_attribute_tokens=8)),
         pretrain=RecformerPretraining(
             model=RecformerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=32, window=8, max_items=8, max_tokens=48),
@@ -50,7 +50,7 @@ def two_tower_smoke() -> JobConfig:
     return JobConfig(
         name="two_tower_smoke",
         source=WORLD,
-        ingest=FEW,
+        ingest=ONE,
         tokenize=TokenizeConfig(
             vocab_size=512,
             features=(FeatureConfig(name="id", kind="id", dim=8), FeatureConfig(name="words", kind="bag", dim=8)),

@@ -53,6 +53,8 @@ def test_help_names_every_command() -> None:
         "sync-tracking",
         "chaos",
         "doctor",
+        "submit",
+        "jobs",
     ):
         assert command in text
 

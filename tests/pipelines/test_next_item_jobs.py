@@ -1,6 +1,7 @@
 """Recformer and the two-tower model through every stage; what they publish, and what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import embed, evaluate, pretrain, tokenize
+from pipelines import embed, evaluate, ingest, pretrain, tokenize
 from pipelines.config import JobConfig
 from pipelines.console import Console
 from pipelines.experiments.catalog import load_config
@@ -35,9 +36,18 @@ pytestmark = [
 SYSTEMS = ["recformer", "two_tower"]
 
 
+@pytest.fixture(scope="module")
+def ingested(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What both systems are trained on."""
+    job = Job(load_config("recformer_smoke", None, []), tmp_path_factory.mktemp("ingested"), Console())
+    ingest.run(job)
+    return job.path(ingest.TABLE)
+
+
 @pytest.fixture(scope="module", params=SYSTEMS)
-def finished(request: pytest.FixtureRequest, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def finished(request: pytest.FixtureRequest, ingested: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = Job(load_config(f"{request.param}_smoke", None, []), tmp_path_factory.mktemp(request.param), Console())
+    shutil.copytree(ingested, job.path(ingest.TABLE))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         run(job)

@@ -1,6 +1,5 @@
 """Manifests: against the published schemas of KubeRay, and the creator's script with a kubectl that takes notes."""
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -10,12 +9,13 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.sweep_kubernetes import Kind, escape_variable, ray_job_spec, render_kubernetes
-from pipelines.sweep_kubernetes_config import KubernetesConfig
+from pipelines.kubernetes_config import KubernetesConfig
+from pipelines.kubernetes_ray import escape_variable
+from pipelines.sweep_kubernetes import Kind, ray_job_spec, render_kubernetes
 from pipelines.sweep_recurring import REQUEST_VARIABLE, RecurringSweep
 from pipelines.sweep_schedule import ScheduleConfig
+from tests.support.kubernetes import validate_manifest
 
-SCHEMAS = Path(__file__).parents[3] / "shared/schemas"
 SIZES = [
     {},
     {"secret": "mlflow", "auth_secret": "ray-token", "num_workers": 3, "worker": {"gpus": 2}},
@@ -40,35 +40,17 @@ def ray_job_of(documents: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return yaml.safe_load(documents["ConfigMap"]["data"]["rayjob.yaml"])
 
 
-def closed(schema: Any) -> Any:
-    """The schema with unknown keys as errors; the API server would drop them without a word."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        found.setdefault("additionalProperties", False)
-    return found
-
-
-def validate(manifest: dict[str, Any], name: str) -> None:
-    path = SCHEMAS / f"kuberay_v1.7.0_{name}.json"
-    if not path.is_file():
-        pytest.skip(f"the schemas of KubeRay are not here ({path})")
-    jsonschema.Draft202012Validator(closed(json.loads(path.read_text()))).validate(manifest)
-
-
 @pytest.mark.parametrize("values", SIZES)
-def test_ray_job_fits_its_schema(values: dict[str, Any]) -> None:
+def test_manifests_fit_their_schemas(values: dict[str, Any]) -> None:
     documents = documents_of(render_kubernetes(schedule_of(mlflow_uri="http://mlflow:5000"), cluster_of(**values)))
-    validate(ray_job_of(documents), "rayjobs")
+    for document in [*documents.values(), ray_job_of(documents)]:
+        validate_manifest(document)
 
 
 @pytest.mark.parametrize("values", SIZES)
 def test_ray_cron_job_fits_its_schema(values: dict[str, Any]) -> None:
     (manifest,) = documents_of(render_kubernetes(schedule_of(), cluster_of(**values), "RayCronJob")).values()
-    validate(manifest, "raycronjobs")
+    validate_manifest(manifest)
     assert manifest["spec"]["jobTemplate"] == ray_job_spec(schedule_of(), cluster_of(**values))
 
 
@@ -76,7 +58,7 @@ def test_a_key_that_the_schema_lacks_is_seen() -> None:
     job = ray_job_of(documents_of(render_kubernetes(schedule_of(), cluster_of())))
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["contaners"] = []
     with pytest.raises(jsonschema.ValidationError, match="contaners"):
-        validate(job, "rayjobs")
+        validate_manifest(job)
 
 
 @pytest.mark.parametrize("values", SIZES)

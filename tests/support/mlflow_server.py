@@ -16,12 +16,13 @@ LIMIT_S = 180  # a server starts in 5 s, on a machine that has nothing else to d
 
 
 class MlflowServer:
-    def __init__(self, root: Path) -> None:
-        """Args: root holds its database, its files and its log."""
+    def __init__(self, root: Path, artifacts: str = "") -> None:
+        """Args: root holds its database and its log, and its files unless artifacts is a URI for them."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        self.root, self.uri = root, f"http://127.0.0.1:{self._port}"
+        self.root, self.artifacts = root, artifacts or str(root / "files")
+        self.uri = f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -34,7 +35,7 @@ class MlflowServer:
         """Returns when it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.root / "files")]
+        command += ["--artifacts-destination", self.artifacts]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.root / "log").open("ab") as log:
             # A group of its own: the server starts processes, which die with it.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,11 +20,13 @@ import torch
 from ray.train import PreemptionInfo
 
 from tests.support.tokenized import User, write_shards
+from userrep import table_versions
 from userrep.config import ConfigError
 from userrep.data.augment import AugmentConfig
 from userrep.data.tokenizer import IDF_NAME
 from userrep.data.views import ViewConfig
-from userrep.manifest import Manifest, write_manifest
+from userrep.manifest import Manifest, describe_file, read_manifest, write_manifest
+from userrep.mirror import locate, scratch
 from userrep.models.clue import ClueConfig
 from userrep.training import loop
 from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, STATE_FILE, list_checkpoints, restore_checkpoint
@@ -31,6 +34,7 @@ from userrep.training.encoding import MemoryConfig
 from userrep.training.fence import ATTEMPT_NAME, StaleAttemptError, take_over
 from userrep.training.launch import TrainingError, train
 from userrep.training.ledger import LEDGER_NAME, read_ledger
+from userrep.training.log_pieces import receive_log
 from userrep.training.objective import ClueObjective
 from userrep.training.optim import OptimConfig
 from userrep.training.settings import (
@@ -224,6 +228,35 @@ def test_a_killed_worker_leaves_no_trace_also_with_a_mixture(
     # Once more: nothing is left to do.
     train(shards, tmp_path, mixture, workers(1))
     assert read_ledger(tmp_path / LEDGER_NAME) == lines
+
+
+@pytest.mark.ray
+@on_ray
+def test_a_run_in_object_storage_survives_the_loss_of_every_node(
+    shards: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, run_dir = locate(f"{bucket}/shards"), locate(f"{bucket}/runs/one")
+    with table_versions.staged_table(table) as staging:
+        shutil.copytree(shards, staging, dirs_exist_ok=True)
+        files = tuple(describe_file(staging, path) for path in sorted(staging.glob("*.*")) if path.stem != "manifest")
+        write_manifest(staging, read_manifest(shards).model_copy(update={"files": files}))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_worker", killed_worker)
+        with pytest.raises(TrainingError):
+            train(table_versions.open_table(table), run_dir, CONFIG, workers(max_failures=0))
+    assert list_checkpoints(run_dir / CHECKPOINTS)
+    shutil.rmtree(locate(bucket))  # whatever was on a disk
+    train(table_versions.open_table(table), run_dir, CONFIG, workers())
+    expected, hashes, losses = undisturbed(shards)
+    receive_log(run_dir / LEDGER_NAME)
+    lines = read_ledger(run_dir / LEDGER_NAME)
+    assert {line["step"] for line in lines} == set(range(1, NUM_STEPS + 1))
+    assert {line["attempt"] for line in lines} == {1, 2}
+    assert next(line["step"] for line in lines if line["attempt"] == 2) > 1, "it went on from a checkpoint"
+    for line in lines:
+        assert (line["batch_hash"], line["loss"]) == (hashes[line["step"] - 1], losses[line["step"] - 1])
+    assert_bit_equal(final_state(run_dir, shards), expected)
+    assert not list(scratch().glob("private-*")), "what only the writer needed is gone"
 
 
 @pytest.mark.ray

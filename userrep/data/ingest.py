@@ -4,7 +4,7 @@ Both passes are bounded in memory by one part or one shard, and the driver holds
 1. `parse_source` reads every part of the source once (`data/parse.py`);
 2. `assemble_shards` turns every bucket of users into a shard (`data/assemble.py`).
 A task writes files named after its part or bucket, so a retried task overwrites instead of duplicating.
-The caller owns the directory and commits it (`manifest.staged_directory`).
+The caller owns the directory and commits it (`table_versions.staged_table`).
 """
 
 import json
@@ -22,11 +22,11 @@ import ray
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from userrep import schema
+from userrep import schema, storage
 from userrep.config import Config
 from userrep.data.assemble import assemble_shard, items_file, users_file
 from userrep.data.key_values import KEY_FLAG, KeyValueConfig
-from userrep.data.parse import parse_part
+from userrep.data.parse import ITEMS, QUARANTINE, SPILL, parse_part
 from userrep.data.sources.source import Part, Source, TableName
 from userrep.data.split import SplitConfig
 from userrep.data.tokenizer import open_item_tokenizer, write_idf
@@ -56,7 +56,10 @@ def parse_source(source: Source, num_shards: int, directory: Path, progress: Pro
 
     def run(task: int) -> dict[str, Any]:
         table, index, part = tasks[task]
+        storage.receive(Path(getattr(source, "path", "")), "*")
         records, rejected = parse_part(table, index, part, directory, num_shards)
+        rows = f"{ITEMS}/part-{index:05d}.*" if table == "items" else f"{SPILL}/{table}/*/part-{index:05d}.*"
+        storage.send(directory, rows, f"{QUARANTINE}/{table}-{index:05d}.jsonl")
         return {"table": table, "rows": records, "rejected": rejected}
 
     counts = {str(table): {"records": 0, "rejected": 0} for table in TABLES}
@@ -72,13 +75,16 @@ def assemble_shards(
     """Second pass: one shard per bucket. Returns the facts of every shard, in shard order."""
 
     def run(bucket: int) -> dict[str, Any]:
+        storage.receive(directory, f"{SPILL}/*/bucket-{bucket:05d}/*", f"{ITEMS}/*", f"{QUARANTINE}/items-*")
         facts = assemble_shard(bucket, services, directory, config.row_group_size, config.split)
+        quarantine = f"{QUARANTINE}/events-unknown-item-{bucket:05d}.jsonl"
+        storage.send(directory, users_file(bucket), items_file(bucket), quarantine)
         return {"rows": facts["events"], **facts}
 
     return run_tasks(run, config.num_shards, progress)
 
 
-def check_bad_fraction(counts: dict[str, dict[str, int]], limit: float, quarantine: Path) -> None:
+def check_bad_fraction(counts: dict[str, dict[str, int]], limit: float, quarantine: str) -> None:
     """Refuses a data set with too many bad records in any of its tables.
 
     Raises:
@@ -108,7 +114,7 @@ def tokenize_shards(
         source: directory of an ingested table.
         target: directory to write to.
         shards: shard facts of the source's manifest.
-        tokenizer_path: tokenizer.json.
+        tokenizer_path: tokenizer.json, in `target`.
         attributes: as in `TokenizeConfig`.
         progress: called in the driver as shards are done.
 
@@ -118,9 +124,14 @@ def tokenize_shards(
 
     def run(index: int) -> dict[str, Any]:
         shard = shards[index]["shard"]
+        storage.fetch(source)
+        storage.receive(target, tokenizer_path.name)
         link_or_copy(source / users_file(shard), target / users_file(shard))
-        return _tokenize_items(source / items_file(shard), target / items_file(shard), tokenizer_path, attributes)
+        counts = _tokenize_items(source / items_file(shard), target / items_file(shard), tokenizer_path, attributes)
+        storage.send(target, users_file(shard), items_file(shard))
+        return counts
 
+    storage.send(target, tokenizer_path.name)
     results = run_tasks(run, len(shards), progress)
     document_counts = np.sum([result["document_counts"] for result in results], axis=0)
     write_idf(target, document_counts, sum(result["rows"] for result in results))

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from userrep import storage
 from userrep.config import Config, ConfigError
 from userrep.data.assemble import NO_TIME, items_file, users_file
 from userrep.data.task_builder import EventLog, TaskBuilder, places_from_end
@@ -72,7 +73,7 @@ def shard_tasks(
         ConfigError: a service or a label that there is not, or no user with two events that are in no question.
         IncompleteTableError: the directory holds no committed table.
     """
-    manifest = read_manifest(directory)
+    manifest = read_manifest(storage.fetch(directory))
     services: list[str] = manifest.facts["services"]
     log, split = _read(directory, len(manifest.facts["shards"]), max_users)
     targets: dict[str, np.ndarray] = {}

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions
 
+from userrep import storage
 from userrep.data.augment import AugmentConfig, draw_events, drop_tokens
 from userrep.data.batch import UserBatch, from_table, gather_ranges, to_table
 from userrep.data.plan import Plan
@@ -136,6 +137,8 @@ class TrainingStream:
         What is random is drawn for the global batch, before it is cut for the workers: it does not depend on their
         number.
         """
+        for directory in self.directories:
+            storage.fetch(directory)
         plan, size = self.plan, self.plan.global_batch_size
         row_groups, numbers = plan.samples(window)
         needed = np.unique(row_groups)

@@ -7,7 +7,6 @@ Legend: `N` sequences, `L` length of the sequences of one group, `P` positions o
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 
 from userrep.models.backbone import Adapter
 from userrep.models.packing import Groups
@@ -62,6 +61,9 @@ class Block(nn.Module):
         return out_NALd.transpose(1, 2).reshape(-1, qkv_NLX.shape[2] // 3)
 
     def _attend_ragged(self, qkv_PX: torch.Tensor, groups: Groups) -> torch.Tensor:
+        # Imported here: it takes torch's compiler along, 1.4 CPU-s in every process of a cluster.
+        from torch.nn.attention.varlen import varlen_attn
+
         query_PAd, key_PAd, value_PAd = qkv_PX.unflatten(1, (3, self.num_heads, -1)).unbind(1)
         borders, longest = groups.borders(qkv_PX.device), groups.shapes[-1][1]
         return varlen_attn(query_PAd, key_PAd, value_PAd, borders, borders, longest, longest).flatten(1)

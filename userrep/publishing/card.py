@@ -31,9 +31,10 @@ def render_card(manifest_facts: Mapping[str, Any], entity: Entity = USER) -> str
     Args:
         manifest_facts: `rows`, `dim`, `dtype`, `metric`, the digests, `code_version`, `config_hash`, `created_at` and
             `table_sha256`; optional `name`, `quality` ({measure: {system: value}}), `slices` ({slice: {measure:
-            value}}), `drift` ({what: value}), `coverage` ({what: number of rows}), `limits` (lines of text), `tasks`
-            (names of those with a column), `task_kinds` ({task: kind}), `task_scores` ({task: {metric: value}}),
-            `quantisation`, `id_space` and `code_commit`. See `userrep.publishing.table.finish_table`.
+            value}}), `drift` ({what: value}), `refresh` (`since`, a table, and numbers of users that are `new`,
+            `changed`, `unchanged` and `removed`), `coverage` ({what: number of rows}), `limits` (lines of text),
+            `tasks` (names of those with a column), `task_kinds` ({task: kind}), `task_scores` ({task: {metric:
+            value}}), `quantisation`, `id_space` and `code_commit`. See `userrep.publishing.table.finish_table`.
         entity: what a row stands for.
 
     Raises:
@@ -133,9 +134,20 @@ def _quantisation(error: Mapping[str, float]) -> str:
 
 
 def _coverage(facts: Mapping[str, Any], entity: Entity) -> str:
-    counts = {f"{entity.name}s in the table": facts["rows"], **(facts.get("coverage") or {})}
+    counts = {f"{entity.name}s in the table": facts["rows"], **(facts.get("coverage") or {}), **_refreshed(facts)}
+    if facts.get("erased"):
+        counts["erased since it was made"] = facts["erased"]
     lines = [f"| {_inline(what)} | {count:,} |" for what, count in counts.items()]
     return "\n".join(["## Coverage", "", f"| what | {entity.name}s |", "|---|---|", *lines])
+
+
+def _refreshed(facts: Mapping[str, Any]) -> dict[str, int]:
+    """Whom a refresh has encoded again, where the table was made from an earlier one."""
+    since = facts.get("refresh")
+    if not since:
+        return {}
+    against = f"since table {str(since['since'])[:12]}"
+    return {f"{what} {against}": since[what] for what in ("new", "changed", "unchanged", "removed")}
 
 
 def _how_to_pull(name: str, facts: Mapping[str, Any], entity: Entity) -> str:

@@ -31,6 +31,7 @@ from userrep.manifest import (
 from userrep.publishing.card import CARD_NAME, render_card
 from userrep.publishing.entity import USER, Entity, entity_of
 from userrep.publishing.id_space import ID_SPACE_FACT, id_space_facts
+from userrep.publishing.inputs import inputs_entries
 from userrep.publishing.quality import QUALITY_NAME
 from userrep.publishing.rows import EmbeddingTableError, checked_rows, dtype_of, int8_rows, vector_columns
 from userrep.publishing.vectors import joined_errors
@@ -112,6 +113,7 @@ def finish_table(
     inputs: Mapping[str, str],
     entity: Entity = USER,
     quality_rows: pa.Table | None = None,
+    input_files: Sequence[FileEntry] = (),
 ) -> Manifest:
     """Commits a table: checks the parts against each other, writes `card.md`, then `manifest.json` last.
 
@@ -123,16 +125,17 @@ def finish_table(
         tasks: names of the tasks whose columns the parts have, in that order; items have none.
         facts: JSON-plain; must hold `encoder_digest`, `tokenizer_digest`, `data_digest` and `code_version`. The card
             also shows `name`, `quality` ({measure: {system: value}}), `slices` ({slice: {measure: value}}), `drift`
-            ({what: value}), `coverage` ({what: number of ids}), `limits` (lines), `task_kinds` ({task: kind}) and
-            `task_scores` ({task: {metric: value}}), of all tasks or of some. `id_space` names what ids are of: two
-            tables with the same name can be joined (`userrep.publishing.id_space`). `bucketing` ({"rule": ..., "count":
-            number of parts}) says how ids are dealt to parts; if it is `bucket_of`, that is found out. `created_at`
-            (UTC, ISO 8601) is now unless given.
+            ({what: value}), `refresh` (as in `render_card`), `coverage` ({what: number of ids}), `limits` (lines),
+            `task_kinds` ({task: kind}) and `task_scores` ({task: {metric: value}}), of all tasks or of some. `id_space`
+            names what ids are of: two tables with the same name can be joined (`userrep.publishing.id_space`).
+            `bucketing` ({"rule": ..., "count": number of parts}) says how ids are dealt to parts; if it is `bucket_of`,
+            that is found out. `created_at` (UTC, ISO 8601) is now unless given.
         config: resolved config of the stage that computed the vectors.
         inputs: input table -> digest of its manifest.
         entity: what a row stands for, as given to `write_part`.
         quality_rows: quality of each user that was measured, from `quality.quality_rows`; kept beside the parts, so
             that a later version can be compared user by user.
+        input_files: what `inputs.write_inputs` returned, in any order: what users were encoded from.
 
     Raises:
         EmbeddingTableError: a fact is missing, reserved or of no task of the table, or an id is in two parts.
@@ -159,13 +162,14 @@ def finish_table(
     )
     for name in (CARD_NAME, QUALITY_NAME):
         (directory / name).unlink(missing_ok=True)  # of an attempt that stopped before the manifest
-    verify_files(directory, draft)
+    with_inputs = draft.model_copy(update={"files": (*ordered, *sorted(input_files, key=lambda entry: entry.path))})
+    verify_files(directory, with_inputs)
     verify_parts(directory, draft)
-    _check_strays(directory, draft)
+    _check_strays(directory, with_inputs)
     check_ids_unique(directory, draft)
     whole |= bucketing_facts(directory, draft)
     (directory / CARD_NAME).write_text(render_card(whole, entity))
-    files = [*ordered, describe_file(directory, directory / CARD_NAME)]
+    files = [*with_inputs.files, describe_file(directory, directory / CARD_NAME)]
     if quality_rows is not None:
         pq.write_table(quality_rows, directory / QUALITY_NAME, compression="zstd")
         files.append(describe_file(directory, directory / QUALITY_NAME, quality_rows.num_rows))
@@ -220,7 +224,8 @@ def _quantisation(parts: Sequence[FileEntry]) -> dict[str, Any]:
 
 
 def _check_strays(directory: Path, draft: Manifest) -> None:
-    misnamed = [entry.path for entry in draft.files if entry not in part_entries(draft)]
+    named = {*part_entries(draft), *inputs_entries(draft)}
+    misnamed = [entry.path for entry in draft.files if entry not in named]
     if strays := [*misnamed, *unlisted_files(directory, draft)]:
         raise IncompleteTableError(f"{directory} holds {strays[0]!r}, no part of this table; use a fresh directory")
 

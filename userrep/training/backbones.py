@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
+from userrep import storage
 from userrep.config import Config, ConfigError
 from userrep.data.tasks import ItemSequences
 from userrep.data.tokenizer import TOKENIZER_NAME, tokenize
@@ -47,7 +48,7 @@ class EncoderTable(Config):
         """
         if self.path is None:
             raise ConfigError(f"encoder {self.digest} is needed, and not where it lies: set backbone.encoder.path")
-        path = self.path.resolve()
+        path = storage.fetch(self.path.resolve())
         received = read_manifest(path).digest()
         if self.digest not in ("", received):
             raise ConfigError(f"{path} is encoder {received}, and {self.digest} is needed: it was trained anew since")

@@ -1,5 +1,7 @@
 """Checkpoints: safetensors + JSON, written aside, fsynced, checksummed, committed by one rename. Never pickle.
 
+In object storage they are committed by the upload of their manifest, and a restart needs nothing of the node before.
+
 A checkpoint is a directory `step-00000123-attempt-0002`, which never changes. `state.json` is what is restored;
 `manifest.json` repeats it for readers, with the checksums of all other files.
 """
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from userrep import storage
 from userrep.manifest import (
     FileEntry,
     IncompleteTableError,
@@ -93,13 +96,12 @@ def write_checkpoint(
         _sync(staging)
         attempt.check()
     _sync(directory)
+    storage.push(target, attempt.check)
     best = _best(list_checkpoints(directory))
     for old in list_checkpoints(directory)[:-keep]:
         if old != best:
             attempt.check()
-            removed = old.with_name(f"{REMOVED}{old.name}")
-            old.rename(removed)  # a kill must not leave half a checkpoint
-            shutil.rmtree(removed)
+            storage.remove(old)
     return target
 
 
@@ -113,6 +115,7 @@ def restore_snapshot(snapshot: Snapshot, state: TrainState) -> None:
 
 def restore_checkpoint(checkpoint: Path, state: TrainState) -> None:
     """Loads a verified checkpoint into `state`, in place."""
+    storage.fetch(checkpoint)
     load_model(checkpoint / MODEL_FILE, state.model)
     _unflatten_optimizer(load_file(checkpoint / OPTIMIZER_FILE), state.optimizer)
     state.set_progress(json.loads((checkpoint / STATE_FILE).read_text()))
@@ -140,7 +143,7 @@ def load_encoder(directory: Path) -> Clue:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
-    return sorted(path.parent for path in directory.glob("step-*/manifest.json"))
+    return [path for path, is_committed in storage.directories(directory, "step-*").items() if is_committed]
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -158,15 +161,16 @@ def recover_checkpoint(directory: Path) -> Path | None:
     latest = latest_checkpoint(directory)
     checkpoints = list_checkpoints(directory)
     for damaged in checkpoints[checkpoints.index(latest) + 1 :] if latest else checkpoints:
-        damaged.rename(damaged.with_name(f"{DAMAGED}{time.time_ns()}-{damaged.name}"))
+        storage.rename(damaged, damaged.with_name(f"{DAMAGED}{time.time_ns()}-{damaged.name}"))
     for path in [*directory.glob(".step-*"), *directory.glob(f"{REMOVED}*")]:
         shutil.rmtree(path)
+    storage.remove_uncommitted(directory, "step-*")
     return latest
 
 
 def checkpoint_step(checkpoint: Path | None) -> int:
     """Steps taken when the checkpoint was written; 0 without one."""
-    return 0 if checkpoint is None else int(read_manifest(checkpoint).facts["step"])
+    return 0 if checkpoint is None else int(storage.manifest_of(checkpoint).facts["step"])
 
 
 def best_checkpoint(directory: Path) -> Path | None:
@@ -185,14 +189,14 @@ def _best(checkpoints: list[Path]) -> Path | None:
 
 def _recall(checkpoint: Path) -> float | None:
     try:
-        return float(read_manifest(checkpoint).facts["metrics"][BEST_METRIC])
+        return float(storage.manifest_of(checkpoint).facts["metrics"][BEST_METRIC])
     except (IncompleteTableError, KeyError, TypeError, ValueError):  # not validated, or damaged
         return None
 
 
 def _is_intact(checkpoint: Path) -> bool:
     try:
-        manifest = read_manifest(checkpoint)
+        manifest = read_manifest(storage.fetch(checkpoint))
         verify_files(checkpoint, manifest)
         # The manifest has no checksum of its own, but says nothing that a file with a checksum does not say.
         if manifest != _manifest(json.loads((checkpoint / STATE_FILE).read_text()), manifest.files):

@@ -6,6 +6,7 @@ Legend: `H` histories, `B` users, `N` items, `D` width.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,12 @@ class TrainedEncoder(ABC):
     Attributes:
         dim: width of its vectors, all of L2 norm 1.
         model: what was trained.
+        reads_ids: it knows items by their ids; others read what an item's text says.
+        is_row_stable: under `models.row_stable`, a history's vector has the same bits whatever else is in the batch.
     """
+
+    reads_ids: ClassVar[bool] = False
+    is_row_stable: ClassVar[bool] = True
 
     def __init__(self, model: Clue | Recformer | TwoTower) -> None:
         self.model, self.dim = model, model.dim
@@ -76,6 +82,7 @@ class RecformerEncoder(ItemEncoder):
     """Recformer: an item is a history of one event."""
 
     model: Recformer
+    is_row_stable = False  # blocks of its attention reach across the sequences of a batch
 
     def __init__(
         self, model: Recformer, vocabulary: Vocabulary, tokenizer_path: Path, attributes: KeyValueConfig
@@ -101,6 +108,7 @@ class TwoTowerEncoder(ItemEncoder):
     """Two towers: a user is its most recent item, seen as a query."""
 
     model: TwoTower
+    reads_ids = True
 
     def __init__(self, model: TwoTower, items: ItemFeatures) -> None:
         """Args: items of the corpus."""

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from userrep import storage
 from userrep.manifest import write_json
+from userrep.mirror import object_name, shown
 from userrep.training.ledger import append_line, read_ledger
+from userrep.training.log_pieces import receive_log, send_piece
 
 T = TypeVar("T")
 
@@ -21,6 +24,7 @@ ATTEMPT_NAME = "attempt.json"
 FAILURES_NAME = "failures.jsonl"  # errors of workers, for people, and for the message when a run is given up
 STORAGE_PATIENCE_S = 15.0  # below `workers.timeout_s`, after which other workers give this one up
 RETRY_INTERVAL_S = 0.5
+LINE_AGE_S = 5.0  # how old what an attempt knows may be when it writes what no other process reads (object storage)
 
 
 class StaleAttemptError(RuntimeError):
@@ -43,16 +47,19 @@ class Attempt:
     job: str
     checkpoint: str | None
 
-    def check(self) -> None:
+    def check(self, max_age_s: float = 0.0) -> None:
         """Call it right before every write.
+
+        Args:
+            max_age_s: in object storage, what was seen no longer ago is new enough.
 
         Raises:
             StaleAttemptError: a newer attempt or another job has taken the run.
         """
-        newest = _read(self.run_dir)
+        newest = _read(self.run_dir, max_age_s)
         if newest != self:
             raise StaleAttemptError(
-                f"attempt {self.number} at the run in {self.run_dir} stops: "
+                f"attempt {self.number} at the run in {shown(self.run_dir)} stops: "
                 f"attempt {newest.number if newest else 'unknown'} of job {newest.job if newest else 'unknown'} has "
                 "the run now. Nothing is lost; end one of the two jobs if you started both"
             )
@@ -61,20 +68,24 @@ class Attempt:
         """Says that a worker of this attempt was started."""
         self.check()
         self._mark.touch()
+        storage.send(self.run_dir, self._mark.name)
 
     def end(self) -> bool:
         """Takes note of the end of this attempt. Returns whether a worker of it was started."""
+        storage.refresh(self._mark)
         had_begun = self._mark.exists()
-        self._mark.unlink(missing_ok=True)
+        storage.remove(self._mark)
         return had_begun
 
     def note_failure(self, rank: int, error: Exception) -> None:
         """Keeps why a worker failed, as far as storage and fence allow."""
         try:
             self.check()
+            what = f"{type(error).__name__}: {error}"
+            line = {"attempt": self.number, "rank": rank, "time_ms": _now_ms(), "error": what}
             with (self.run_dir / FAILURES_NAME).open("ab+", buffering=0) as stream:
-                what = f"{type(error).__name__}: {error}"
-                append_line(stream, {"attempt": self.number, "rank": rank, "time_ms": _now_ms(), "error": what})
+                append_line(stream, line)
+            send_piece(self.run_dir / FAILURES_NAME, self.number, rank, f"{json.dumps(line)}\n".encode())
         except (OSError, StaleAttemptError):
             return
 
@@ -85,6 +96,9 @@ class Attempt:
 
 def last_failure(run_dir: Path) -> str:
     """The last error of a worker, in words."""
+    if object_name(run_dir) is not None:
+        (run_dir / FAILURES_NAME).unlink(missing_ok=True)  # this node's own; those of all nodes are received
+        receive_log(run_dir / FAILURES_NAME)
     lines = read_ledger(run_dir / FAILURES_NAME)
     return "worker {rank} of attempt {attempt}: {error}".format(**lines[-1]) if lines else "a worker was killed"
 
@@ -122,7 +136,7 @@ def current_attempt(run_dir: Path, job: str) -> Attempt:
     """
     newest = _read(run_dir)
     if newest is None or newest.job != job:
-        raise StaleAttemptError(f"the run in {run_dir} belongs to another job by now; this one stops")
+        raise StaleAttemptError(f"the run in {shown(run_dir)} belongs to another job by now; this one stops")
     return newest
 
 
@@ -149,7 +163,8 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _read(run_dir: Path) -> Attempt | None:
+def _read(run_dir: Path, max_age_s: float = 0.0) -> Attempt | None:
+    storage.refresh(run_dir / ATTEMPT_NAME, max_age_s)
     try:
         values = json.loads((run_dir / ATTEMPT_NAME).read_text())
         return Attempt(run_dir, values["attempt"], values["job"], values["checkpoint"])
@@ -165,3 +180,4 @@ def _write(attempt: Attempt) -> None:
     attempt.run_dir.mkdir(parents=True, exist_ok=True)
     values = {"attempt": attempt.number, "job": attempt.job, "checkpoint": attempt.checkpoint}
     write_json(attempt.run_dir / ATTEMPT_NAME, values)
+    storage.send(attempt.run_dir, ATTEMPT_NAME)

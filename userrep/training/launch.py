@@ -1,9 +1,9 @@
 """Starts a run on Ray Train, and starts it again after failures. In the driver, and in Ray Train's controller."""
 
 import os
-import shutil
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 
+from userrep import storage
 from userrep.data.stream import TrainingStream, execution_options
 from userrep.models.clue import count_parameters
 from userrep.training import loop
@@ -41,8 +42,8 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
     """Runs (or resumes) a pretraining run to its last step; checkpoints and metrics are left in `run_dir`.
 
     Args:
-        shards: tokenized shards, absolute path that all nodes share.
-        run_dir: absolute path that all nodes share; one run config only.
+        shards: tokenized shards, absolute path that all nodes share, or a mirror.
+        run_dir: absolute path that all nodes share, or a mirror; one run config only.
         config: the run.
         workers: where it runs.
 
@@ -74,7 +75,8 @@ def train(shards: Path, run_dir: Path, config: PretrainConfig, workers: WorkersC
     except ray.train.TrainingFailedError as error:
         raise _explain(error) from error
     finally:
-        shutil.rmtree(run_dir / RAY_DIR / name, ignore_errors=True)
+        with suppress(OSError):  # it may still be written to
+            storage.remove(run_dir / RAY_DIR / name)
     if result.return_value is not None:
         raise TrainingError(str(result.return_value))
 
@@ -105,7 +107,7 @@ def _make_trainer(
         # A name of its own for every call: Ray Train must not restore anything, the run's own checkpoints do.
         run_config=RunConfig(
             name=name,
-            storage_path=str(run_dir / RAY_DIR),
+            **storage.for_ray(run_dir / RAY_DIR),
             # Ray Train counts all failures of a run, however long it is; those in a row are counted by `_Starter`.
             failure_config=FailureConfig(
                 max_failures=-1 if workers.max_failures else 0, controller_failure_limit=START_FAILURES

@@ -9,6 +9,8 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from userrep import storage
 from userrep.data.batch import UserBatch, from_table
 from userrep.losses.gather import rank, world_size
+from userrep.mirror import shown
 from userrep.training.checkpoint import CHECKPOINTS, restore_checkpoint
 from userrep.training.fence import Attempt, current_attempt, patiently
 from userrep.training.recorder import Recorder, evidence_path, write_evidence
@@ -58,7 +62,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
 
 def _work(settings: dict[str, Any], attempt: Attempt) -> str | None:
     config, workers = parse_pretraining(settings["config"]), WorkersConfig.parse(settings["workers"])
-    shards, run_dir = Path(settings["shards"]), attempt.run_dir
+    shards, run_dir = storage.fetch(Path(settings["shards"])), attempt.run_dir
     local_workers = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
     system, state = open_system(config, shards), build_state(config, shards)
@@ -67,19 +71,27 @@ def _work(settings: dict[str, Any], attempt: Attempt) -> str | None:
     if state.step == config.num_steps:  # the attempt before was lost after its last checkpoint
         return None
     validate = system.load_validation()
-    recorder = None
-    if rank() == 0:
-        checkpoints, spool = run_dir / CHECKPOINTS, run_dir / SPOOL_NAME
-        recorder = Recorder(attempt, checkpoints, spool, settings["config"], config.keep_checkpoints, state.step)
-    try:
-        _take_steps(config, workers, system, state, validate, recorder)
-    except NonFiniteLossError as error:  # the same steps would lead to it again
-        if rank() == 0:
-            patiently(partial(write_evidence, attempt, error))
-        return f"{error}. What is known is in {evidence_path(attempt, error)}"
-    finally:
-        if recorder is not None:
-            recorder.close()
+    with _recorder(attempt, settings["config"], config.keep_checkpoints, state.step) as recorder:
+        try:
+            _take_steps(config, workers, system, state, validate, recorder)
+        except NonFiniteLossError as error:  # the same steps would lead to it again
+            if rank() == 0:
+                patiently(partial(write_evidence, attempt, error))
+            return f"{error}. What is known is in {shown(evidence_path(attempt, error))}"
+    return None
+
+
+@contextmanager
+def _recorder(attempt: Attempt, config: dict[str, Any], keep: int, start_step: int) -> Iterator[Recorder | None]:
+    """The recorder of rank 0, open for the block; None for other ranks."""
+    if rank() != 0:
+        yield None
+        return
+    with storage.private(attempt.run_dir) as directory:
+        own = replace(attempt, run_dir=directory)
+        recorder = Recorder(own, directory / CHECKPOINTS, directory / SPOOL_NAME, config, keep, start_step)
+        with closing(recorder):
+            yield recorder
 
 
 def _take_steps(

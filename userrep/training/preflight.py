@@ -3,6 +3,7 @@
 import math
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from userrep import storage
 from userrep.config import ConfigError
-from userrep.manifest import MANIFEST_NAME
+from userrep.manifest import IncompleteTableError
+from userrep.mirror import shown
 
 MIB = 2**20
 PROCESS_BYTES = 700 * MIB  # of a worker before it has a model: torch, Ray, MLflow (resident memory, measured)
@@ -144,8 +147,9 @@ def check_storage(run_dir: Path, sources: tuple[Path, ...], nodes: list[Node]) -
     for path, blind in [*readers, (run_dir, [node.name for node in nodes if not node.is_shared])]:
         if blind:
             raise ConfigError(
-                f"{path} is not shared: {', '.join(blind)} of {len(nodes)} nodes cannot read it or write to it; "
-                "it has to be on storage that all nodes mount under the same path (--workdir, pretrain.mix)"
+                f"{shown(path)} is not shared: {', '.join(blind)} of {len(nodes)} nodes cannot read it or write to it; "
+                "it has to be on storage that all nodes mount under the same path, or s3:// with credentials in the "
+                "environment of every node (--workdir, pretrain.mix)"
             )
 
 
@@ -164,8 +168,9 @@ def inspect_nodes(run_dir: Path, sources: tuple[Path, ...]) -> list[Node]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         token.write_text(here)
+        storage.send(run_dir, token.name)
     except OSError as error:
-        raise ConfigError(f"{run_dir} cannot be written to ({error}); choose another --workdir") from error
+        raise ConfigError(f"{shown(run_dir)} cannot be written to ({error}); choose another --workdir") from error
     try:
         alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         probe = ray.remote(num_cpus=0)(_look)
@@ -181,9 +186,10 @@ def inspect_nodes(run_dir: Path, sources: tuple[Path, ...]) -> list[Node]:
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise ConfigError(f"a node of the cluster does not answer: {str(error).splitlines()[0]}") from error
     finally:
+        storage.receive(run_dir, f"{token.name}*")
         marks = {path.name for path in run_dir.glob(f"{token.name}*")}
         for mark in marks:
-            (run_dir / mark).unlink(missing_ok=True)
+            storage.remove(run_dir / mark)
     return [
         Node(
             name=node["NodeManagerAddress"],
@@ -198,15 +204,22 @@ def inspect_nodes(run_dir: Path, sources: tuple[Path, ...]) -> list[Node]:
 
 def _look(token: Path, sources: tuple[Path, ...]) -> tuple[int, tuple[Path, ...], str]:
     """Memory of this node, the sources that it cannot read, and the name of the mark that it left beside the token."""
-    mark = ""
-    if token.is_file():
-        left = token.with_name(f"{token.name}-{uuid.uuid4().hex}")
-        try:
+    mark, left = "", token.with_name(f"{token.name}-{uuid.uuid4().hex}")
+    with suppress(OSError):
+        storage.refresh(token)
+        if token.is_file():
             left.touch()
+            storage.send(left.parent, left.name)
             mark = left.name
-        except OSError:
-            pass
-    return memory_limit(), tuple(path for path in sources if not (path / MANIFEST_NAME).is_file()), mark
+    return memory_limit(), tuple(path for path in sources if not _can_read(path)), mark
+
+
+def _can_read(table: Path) -> bool:
+    try:
+        storage.manifest_of(table)
+    except (OSError, IncompleteTableError):
+        return False
+    return True
 
 
 def memory_limit() -> int:

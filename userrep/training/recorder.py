@@ -2,14 +2,17 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from userrep import storage
 from userrep.manifest import write_json
 from userrep.training.checkpoint import BEST_METRIC
 from userrep.training.checkpoint_writer import CheckpointWriter
-from userrep.training.fence import Attempt, patiently
+from userrep.training.fence import LINE_AGE_S, Attempt, patiently
 from userrep.training.ledger import LEDGER_NAME, Ledger
+from userrep.training.log_pieces import LogPieces, receive_log
 from userrep.training.state import NonFiniteLossError, TrainState
 from userrep.training.tracking import MetricSpool
 
@@ -23,7 +26,7 @@ class Recorder:
         """Opens or continues the files of a run.
 
         Args:
-            attempt: that writes.
+            attempt: that writes; in object storage, its directory is a mirror of its own (`storage.private`).
             checkpoints: directory of the run's checkpoints.
             spool: file of its metrics.
             config: resolved config of the run.
@@ -32,6 +35,9 @@ class Recorder:
         """
         ledger = attempt.run_dir / LEDGER_NAME
         self._attempt, self._paths = attempt, (ledger, spool)
+        for path in self._paths:
+            patiently(partial(receive_log, path))
+        self._pieces = [LogPieces(path, attempt.number) for path in self._paths]
         self._ledger = patiently(lambda: Ledger(ledger, attempt.number, start_step))
         self._spool = patiently(lambda: MetricSpool(spool))
         self.writer = CheckpointWriter(checkpoints, config, keep, attempt, self._sync)
@@ -59,11 +65,11 @@ class Recorder:
             }
 
         def append_line() -> None:
-            self._attempt.check()
+            self._attempt.check(LINE_AGE_S)
             self._ledger.append(state.step, state.batch_hash, state.samples_seen, time_ms, metrics["train/loss"])
 
         def append_metrics() -> None:
-            self._attempt.check()
+            self._attempt.check(LINE_AGE_S)
             self._spool.write(state.step, time_ms, metrics)
 
         patiently(append_line)
@@ -86,6 +92,9 @@ class Recorder:
         for path in self._paths:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        for pieces in self._pieces:
+            self._attempt.check()
+            pieces.send()
 
 
 def evidence_path(attempt: Attempt, error: NonFiniteLossError) -> Path:
@@ -96,4 +105,6 @@ def evidence_path(attempt: Attempt, error: NonFiniteLossError) -> Path:
 def write_evidence(attempt: Attempt, error: NonFiniteLossError) -> None:
     """Keeps what is known of a step that could not be taken, the same on every rank."""
     attempt.check()
-    write_json(evidence_path(attempt, error), {"attempt": attempt.number, "message": str(error), **error.evidence})
+    path = evidence_path(attempt, error)
+    write_json(path, {"attempt": attempt.number, "message": str(error), **error.evidence})
+    storage.send(path.parent, path.name)

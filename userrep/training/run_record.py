@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from pydantic import Field
 
+from userrep import storage
 from userrep.config import Config
 from userrep.manifest import write_json
 
@@ -45,6 +46,7 @@ class RunRecord(Config):
             experiment: as above, and so are config and more: `stage`, `name`, `parent`.
         """
         record = cls.parse({"experiment": experiment, "config": config, **more})
+        storage.refresh(run_dir / RECORD_NAME)
         if (run_dir / RECORD_NAME).exists():
             record = record.model_copy(update={"key": cls.read(run_dir).key})
         record.write(run_dir)
@@ -53,8 +55,10 @@ class RunRecord(Config):
     @classmethod
     def read(cls, run_dir: Path) -> "RunRecord":
         """Reads it from a run directory."""
+        storage.refresh(run_dir / RECORD_NAME)
         return cls.parse(json.loads((run_dir / RECORD_NAME).read_text()))
 
     def write(self, run_dir: Path) -> None:
         """Writes it into a run directory, in one step."""
         write_json(run_dir / RECORD_NAME, self.model_dump(mode="json"))
+        storage.send(run_dir, RECORD_NAME)

@@ -6,10 +6,12 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from userrep import table_versions
 from userrep.config import Config, ConfigError
 from userrep.data.augment import AugmentConfig
 from userrep.data.stream import TrainingStream, open_stream, read_shard_sets
 from userrep.data.views import ViewConfig
+from userrep.mirror import locate
 from userrep.models.clue import ClueConfig
 from userrep.models.recformer import RecformerConfig
 from userrep.models.two_tower import TwoTowerConfig
@@ -24,13 +26,13 @@ from userrep.training.two_tower_objective import TwoTowerLossConfig
 class MixConfig(Config):
     """Another job's tokenized shards, whose training samples are mixed into the run."""
 
-    shards: Path  # directory on storage that all nodes share; a relative path starts where the command is issued
+    shards: Path  # on storage that all nodes share, or s3://; a relative path starts where the command is issued
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # samples per sample of the job's own shards
 
     @field_validator("shards")
     @classmethod
     def _workers_start_elsewhere(cls, path: Path) -> Path:
-        return path.absolute()
+        return locate(path)
 
 
 class PretrainConfig(Config):
@@ -163,7 +165,9 @@ def open_training_stream(shards: Path, config: PretrainConfig, num_steps: int | 
     """
     try:
         return open_stream(
-            read_shard_sets([(shards, 1.0), *((other.shards, other.weight) for other in config.mix)]),
+            read_shard_sets(
+                [(shards, 1.0), *((table_versions.open_table(other.shards), other.weight) for other in config.mix)]
+            ),
             config.views,
             config.augment,
             config.global_batch_size,

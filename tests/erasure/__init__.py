@@ -1,0 +1,1 @@
+"""Erasing users, whatever they are in."""
