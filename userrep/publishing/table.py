@@ -224,7 +224,7 @@ def _quantisation(parts: Sequence[FileEntry]) -> dict[str, Any]:
 
 
 def _check_strays(directory: Path, draft: Manifest) -> None:
-    named = {*part_entries(draft), *inputs_entries(draft)}
+    named = [*part_entries(draft), *inputs_entries(draft)]
     misnamed = [entry.path for entry in draft.files if entry not in named]
     if strays := [*misnamed, *unlisted_files(directory, draft)]:
         raise IncompleteTableError(f"{directory} holds {strays[0]!r}, no part of this table; use a fresh directory")
