@@ -130,12 +130,13 @@ def pull_version(
         what = f"{version.name} version {version.version} from {redacted(tracking_uri)}"
         try:
             staging = staging_directory(to, version)
-            with connect(tracking_uri, limits=TRANSFER_LIMITS, verbose=verbose):
-                manifest = download(version, staging, tracking_uri, kind, on_progress)
-            move_into_place(staging, to)
-        except IncompleteTableError as error:
-            shutil.rmtree(staging)
-            raise TableMismatchError(f"{what} is not what was published, nothing was kept: {error}") from error
+            try:
+                with connect(tracking_uri, limits=TRANSFER_LIMITS, verbose=verbose):
+                    manifest = download(version, staging, tracking_uri, kind, on_progress)
+                move_into_place(staging, to)
+            except IncompleteTableError as error:
+                shutil.rmtree(staging)
+                raise TableMismatchError(f"{what} is not what was published, nothing was kept: {error}") from error
         except OSError as error:
             raise TransferError(f"{what} could not be stored at {to}: {error}") from error
         return Pulled(to, manifest, version)

@@ -91,8 +91,7 @@ def _rows_of(part: pq.ParquetFile, wanted: list[str], columns: list[str]) -> Ite
     id_column = part.schema_arrow.names[0]
     for number in range(part.metadata.num_row_groups):
         bounds = part.metadata.row_group(number).column(0).statistics
-        is_known = bounds is not None and bounds.has_min_max
-        inside = _within(wanted, *(bounds.min, bounds.max)) if is_known else wanted
+        inside = _within(wanted, bounds.min, bounds.max) if bounds is not None and bounds.has_min_max else wanted
         if not inside:
             continue
         ids = part.read_row_group(number, columns=[id_column], use_threads=False)[id_column]

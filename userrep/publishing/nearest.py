@@ -167,4 +167,4 @@ def _rank(sorted_P: np.ndarray) -> np.ndarray:
     if not len(sorted_P):
         return np.empty(0, np.int64)
     starts = np.flatnonzero(np.concatenate([[True], sorted_P[1:] != sorted_P[:-1]]))
-    return np.arange(len(sorted_P)) - np.repeat(starts, np.diff([*starts, len(sorted_P)]))
+    return np.arange(len(sorted_P)) - np.repeat(starts, np.diff(np.append(starts, len(sorted_P))))
