@@ -41,7 +41,8 @@ class StorageValues(Config):
     """Where working directories are: a claim, an object store, or both."""
 
     claim: ClaimValues | None = Field(
-        default=ClaimValues(), description="A volume that all pods share; null: paths are s3:// URIs. Sweeps need one."
+        default=ClaimValues(),
+        description="A volume that all pods share; null: paths are s3:// URIs. Sweeps and continual need one.",
     )
     s3_secret: ObjectName | None = Field(
         default=None,
@@ -168,5 +169,5 @@ class ClusterValues(Config):
             allowed += ["s3:// URIs"] if storage.s3_secret and not needs_directory else []
             raise ValueError(
                 f"{path}: pods would not find it; allowed here: {' and '.join(allowed) or 'nothing'}; see "
-                "kubernetes.storage (claim, s3_secret; sweeps need a directory), or leave out the job (null)"
+                "kubernetes.storage (claim, s3_secret; sweep and continual need the claim), or leave the job out (null)"
             )

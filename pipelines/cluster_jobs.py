@@ -46,12 +46,12 @@ class StageJob(_Job):
     options: tuple[Word, ...] = Field(default=(), description="Further options of the stage, e.g. [--seeds, '0,1,2'].")
 
 
-class SweepJob(StageJob):
-    """A RayJob that runs a sweep once."""
+class DiskJob(StageJob):
+    """One that runs once, and moves and links files, which an object store cannot."""
 
     @property
     def needs_directory(self) -> bool:
-        """Sweeps move checkpoints, which an object store cannot."""
+        """It does."""
         return True
 
 
@@ -61,14 +61,14 @@ class JobsValues(Config):
     ingest: StageJob | None = Field(default=StageJob(), description="userrep ingest")
     tokenize: StageJob | None = Field(default=StageJob(), description="userrep tokenize")
     pretrain: StageJob | None = Field(default=StageJob(worker="gpu-1", max_hours=72), description="userrep pretrain")
-    sweep: SweepJob | None = Field(
-        default=SweepJob(
+    sweep: DiskJob | None = Field(
+        default=DiskJob(
             config="/mnt/userrep/sweep.yaml", workdir="/mnt/userrep/jobs/scaling", worker="gpu-1", max_hours=72
         ),
         description="userrep sweep run",
     )
-    continual: StageJob | None = Field(
-        default=StageJob(config="/mnt/userrep/tasks.yaml", workdir="/mnt/userrep/jobs/tasks", worker="gpu-1"),
+    continual: DiskJob | None = Field(
+        default=DiskJob(config="/mnt/userrep/tasks.yaml", workdir="/mnt/userrep/jobs/tasks", worker="gpu-1"),
         description="userrep continual",
     )
     embed: StageJob | None = Field(default=StageJob(worker="gpu-1"), description="userrep embed")

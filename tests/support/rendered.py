@@ -21,8 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "object store alone": {
         "kubernetes": {"storage": {"claim": None, "s3_secret": "userrep-s3"}, "mlflow_secret": None},
         "jobs": {
-            **dict.fromkeys(("ingest", "tokenize", "pretrain", "continual", "embed"), ON_S3),
-            "sweep": None,
+            **dict.fromkeys(("ingest", "tokenize", "pretrain", "embed"), ON_S3),
+            **dict.fromkeys(("sweep", "continual")),
         },
         "schedules": {"sweep": None, "embed": ON_S3},
         "mlflow": {"s3_endpoint": "https://minio.example:9000"},
