@@ -34,7 +34,10 @@ TEXTS = (b"", b"null", b"[]", b"7", b'"text"', b"[" * 100_000, b"9" * 5000, b"\x
 def mutated_value(source: random.Random, value: Any) -> Any:
     """A copy of plain values with one place changed: taken away, added, repeated, swapped, or of another type."""
     value = json.loads(json.dumps(value))
-    node, key = source.choice(list(_places(value)))
+    places = list(_places(value))
+    if not places:
+        return source.choice(VALUES)
+    node, key = source.choice(places)
     change = source.choice(("replace", "remove", "add", "repeat", "character"))
     if change == "remove":
         del node[key]
@@ -126,7 +129,7 @@ _CHANGES: tuple[Callable[[random.Random, Path, Path, Path], None], ...] = (
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of plain values."""
-    found, open_nodes = [], [value]
+    found, open_nodes = [], [value] if isinstance(value, dict | list) else []
     while open_nodes:
         node = open_nodes.pop()
         for key in list(node) if isinstance(node, dict) else range(len(node)):

@@ -101,7 +101,8 @@ def connect(
             raise _translated(error, tracking_uri) from error
         except requests.exceptions.RequestException as error:  # a file that stops halfway
             raise _unreachable(error, tracking_uri) from error
-        except (ParseError, RecursionError, ValueError) as error:
+        # SystemError: protobuf's, of a key that is no Unicode.
+        except (ParseError, RecursionError, SystemError, ValueError) as error:
             if type(error).__module__ not in UNREADABLE:
                 raise
             problem = f"{type(error).__name__}: {str(error)[:200]}"
