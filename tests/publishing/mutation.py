@@ -110,7 +110,7 @@ def _change_json(source: random.Random, directory: Path, _: Path, __: Path) -> N
     path = directory / "manifest.json"
     try:
         value = mutated_value(source, json.loads(path.read_text()))
-    except (ValueError, OSError, IndexError):  # it is no JSON any more
+    except (ValueError, OSError, IndexError, RecursionError):  # it is no JSON any more
         return
     path.write_text(json.dumps(value))
 
