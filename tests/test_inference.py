@@ -10,9 +10,10 @@ from tests.support.ingested import SERVICES, draw_shards
 from tests.support.tokenized import User, write_ingested, write_shards
 from userrep.data.shard_tasks import LabelQuestion, shard_tasks
 from userrep.data.views import merge_row_groups, read_row_group
-from userrep.inference import embedding_rows, encode_users, recent_items
+from userrep.inference import embedding_rows, encode_users
 from userrep.models.clue import Clue, ClueConfig
 from userrep.publishing.table import write_part
+from userrep.task_vectors import recent_items
 from userrep.training.encoders import ClueEncoder
 
 VOCAB = 1000

@@ -12,7 +12,7 @@ from tests.support.tokenized import Event, User, write_shards
 from userrep.data.input_digests import input_digests, sequence_digests
 from userrep.data.selection import select_users
 from userrep.data.views import RowGroup, merge_row_groups, read_row_group
-from userrep.inference import recent_items
+from userrep.task_vectors import recent_items
 
 
 def read(directory: Path, users: list[User]) -> RowGroup:

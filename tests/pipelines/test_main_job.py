@@ -21,8 +21,8 @@ from pipelines.pretrain import training_curve
 from pipelines.run import STAGES, run
 from pipelines.teach import CLASSES_NAME
 from userrep.data.views import read_row_group
-from userrep.inference import TaskVectors
 from userrep.manifest import read_manifest
+from userrep.task_vectors import TaskVectors
 from userrep.training.checkpoint import CHECKPOINTS, MODEL_FILE, checkpoint_step, list_checkpoints, load_encoder
 from userrep.training.launch import train
 from userrep.training.settings import WorkersConfig

@@ -82,7 +82,7 @@ class LeaveOneOut:
     Attributes:
         user_ids: (N,).
         keys: 64-bit keys of the users, ascending, uint64 (N,).
-        events: of each user, as `recent_items` in `userrep/inference.py` orders them; E is their number.
+        events: of each user, as `recent_items` in `userrep/task_vectors.py` orders them; E is their number.
         item_ids: of the catalogue, ascending (I,); an item's number is its place here.
         tokens: of all items, one after another, int32 (T,).
         token_offsets: borders of the items in `tokens`, int64 (I + 1,).

@@ -16,6 +16,7 @@ import scipy.sparse
 
 from userrep.data.assemble import NO_TIME, users_file
 from userrep.data.batch import HistoryBatch, compact, gather_ranges
+from userrep.data.selection import select_users
 from userrep.data.split import SPLITS
 from userrep.data.views import RowGroup, manifest_row_groups, merge_row_groups, read_row_group
 
@@ -161,7 +162,7 @@ def load_probe_users(
         missing -= [len(users) for users in chosen]
         users = np.sort(np.concatenate(chosen))
         if len(users):
-            groups.append(_take_users(group, users, max_events + 1))
+            groups.append(select_users(group, users, max_events + 1))
             profiles += _read_profiles(directory, shard, number, users)
     if missing[0] == num_train or missing[1] == num_test:
         raise ValueError(
@@ -177,29 +178,6 @@ def _membership(rows: np.ndarray, is_in: np.ndarray, num_rows: int) -> scipy.spa
     columns = np.flatnonzero(is_in)
     values = np.ones(len(columns), dtype=np.float32)
     return scipy.sparse.csr_matrix((values, (rows[columns], columns)), shape=(num_rows, len(rows)))
-
-
-def _take_users(group: RowGroup, users: np.ndarray, max_events: int) -> RowGroup:
-    """Some users of a row group, with the most recent events of each history and their items."""
-    histories, user_offsets = gather_ranges(group.user_offsets[users], np.diff(group.user_offsets)[users])
-    stops = group.history_offsets[histories + 1]
-    lengths = np.minimum(np.diff(group.history_offsets)[histories], max_events)
-    positions, history_offsets = gather_ranges(stops - lengths, lengths)
-    items = group.items[positions]
-    references, tokens, token_offsets, _ = compact(items, group.tokens, group.token_offsets)
-    return RowGroup(
-        user_ids=group.user_ids.take(pa.array(users)),
-        keys=group.keys[users],
-        splits=group.splits[users],
-        user_offsets=user_offsets,
-        services=group.services[histories],
-        history_offsets=history_offsets,
-        items=references,
-        times=group.times.take(pa.array(positions)),
-        item_ids=group.item_ids.take(pa.array(np.unique(items))),  # in the order in which `compact` numbers them
-        tokens=tokens,
-        token_offsets=token_offsets,
-    )
 
 
 def _read_profiles(directory: Path, shard: int, number: int, users: np.ndarray) -> list[dict[str, str]]:
