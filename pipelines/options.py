@@ -33,3 +33,16 @@ InsecureOption = Annotated[
     bool,
     typer.Option("--insecure", help="Speak plain http to the job server of another machine; see cluster/README.md."),
 ]
+LocalWorkdirOption = Annotated[
+    Path,
+    typer.Option("--workdir", "-w", parser=local_path, help="Where everything goes. Rerunning continues there."),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Override, e.g. pretrain.num_steps=500. Repeatable.")
+]
+UriOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the one of --workdir."
+    ),
+]
